@@ -1,0 +1,101 @@
+//! Makes the Rust bindings of nbdkit's filter API from the installed header.
+//! Filters have no stable ABI, so nothing of the header is copied into this tree.
+
+use std::path::{Path, PathBuf};
+use std::{env, fs, process};
+
+/// `nbdkit_next`, which every data callback takes, came with this release.
+const OLDEST_NBDKIT: &str = "1.26";
+
+fn main() {
+    println!("cargo::rerun-if-changed=include/nbdkit.h");
+    println!("cargo::rerun-if-env-changed=PKG_CONFIG_PATH");
+    println!("cargo::rerun-if-env-changed=PKG_CONFIG_SYSROOT_DIR");
+    // parking_lot's table and the threads' local data outlive unload(); the
+    // code and statics they point at must stay mapped after dlclose(3).
+    println!("cargo::rustc-cdylib-link-arg=-Wl,-z,nodelete");
+
+    let header = find_nbdkit_filter_h().unwrap_or_else(|why| stop(&why));
+    println!("cargo::rerun-if-changed={}", header.display());
+    let bindings = make_bindings(&header).unwrap_or_else(|why| stop(&why));
+    let out = env::var_os("OUT_DIR").unwrap_or_else(|| stop("cargo did not set OUT_DIR"));
+    let out = PathBuf::from(out).join("nbdkit_sys.rs");
+    if let Err(e) = fs::write(&out, bindings) {
+        stop(&format!("cannot write {}: {e}", out.display()));
+    }
+}
+
+/// Ends the build with a message a person can act on.
+fn stop(why: &str) -> ! {
+    eprintln!("\nlibpause: {why}\n");
+    process::exit(1);
+}
+
+fn find_nbdkit_filter_h() -> Result<PathBuf, String> {
+    let advice = format!(
+        "the header of nbdkit {OLDEST_NBDKIT} or newer is needed to build a filter.\n  \
+         Debian, Ubuntu:  apt-get install nbdkit-plugin-dev pkg-config\n  \
+         Fedora, RHEL:    dnf install nbdkit-devel pkgconf-pkg-config"
+    );
+    let found = pkg_config::Config::new()
+        .atleast_version(OLDEST_NBDKIT)
+        .cargo_metadata(false)
+        .probe("nbdkit");
+    if let Err(e) = found {
+        let reason = match &e {
+            // pkg-config's own words name the version that it found.
+            pkg_config::Error::ProbeFailure { output, .. } => {
+                String::from_utf8_lossy(&output.stderr).trim().to_string()
+            }
+            other => other.to_string(),
+        };
+        return Err(format!("{advice}\n  (pkg-config says: {reason})"));
+    }
+    let dir = pkg_config::get_variable("nbdkit", "includedir").map_err(|e| e.to_string())?;
+    let mut dir = PathBuf::from(dir);
+    // pkg-config puts the system root before its flags, pkgconf before its
+    // variables too.
+    if let Some(root) = env::var_os("PKG_CONFIG_SYSROOT_DIR").map(PathBuf::from) {
+        if !dir.starts_with(&root) {
+            dir = root.join(dir.strip_prefix("/").unwrap_or(&dir));
+        }
+    }
+    let header = dir.join("nbdkit-filter.h");
+    if header.is_file() {
+        Ok(header)
+    } else {
+        Err(format!("{advice}\n  ({} is missing)", header.display()))
+    }
+}
+
+fn make_bindings(header: &Path) -> Result<String, String> {
+    let advice = "the bindings of nbdkit-filter.h could not be made; bindgen needs libclang.\n  \
+                  Debian, Ubuntu:  apt-get install libclang-dev\n  \
+                  Fedora, RHEL:    dnf install clang-devel";
+    let dir = header.parent().unwrap_or(Path::new("/usr/include"));
+    let builder = bindgen::Builder::default()
+        .header("include/nbdkit.h")
+        .clang_arg(format!("-I{}", dir.display()))
+        .allowlist_type("nbdkit_filter")
+        .allowlist_function("nbdkit_(absolute_path|debug|error|nanosleep)")
+        .allowlist_var("NBDKIT_(FILTER_API_VERSION|VERSION_STRING|THREAD_MODEL_.*)")
+        .generate_comments(false)
+        .layout_tests(false)
+        .rust_target(bindgen::RustTarget::stable(85, 0).map_err(|e| e.to_string())?)
+        .rust_edition(bindgen::RustEdition::Edition2024);
+    // Without libclang bindgen panics; its message is for Rust programmers.
+    std::panic::set_hook(Box::new(|_| {}));
+    let generate = std::panic::AssertUnwindSafe(|| builder.generate());
+    let bindings = std::panic::catch_unwind(generate);
+    let _ = std::panic::take_hook();
+    match bindings {
+        Ok(Ok(bindings)) => Ok(bindings.to_string()),
+        Ok(Err(e)) => Err(format!("{advice}\n  (bindgen says: {e})")),
+        Err(panic) => {
+            let said = panic
+                .downcast_ref::<String>()
+                .map_or("nothing", |s| s.as_str());
+            Err(format!("{advice}\n  (bindgen says: {said})"))
+        }
+    }
+}

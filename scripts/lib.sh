@@ -1,0 +1,18 @@
+# What the scripts share: where the project is, and how they speak. Sourced.
+# shellcheck shell=bash
+
+# shellcheck disable=SC2034 # for the script that sources this
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+name=${0##*/}
+
+# A rustup installed a moment ago is not yet in the PATH of this shell, and
+# mke2fs is in a directory that only root's PATH has.
+PATH=$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin:/usr/sbin:/sbin
+export PATH
+
+say() { printf '%s: %s\n' "$name" "$*"; }
+
+die() {
+    printf '%s: %s\n' "$name" "$*" >&2
+    exit 1
+}

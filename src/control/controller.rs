@@ -1,0 +1,140 @@
+//! One connected controller: its socket and its session. Reads what has come
+//! and writes what can be written, and never waits.
+
+use std::fmt;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+use crate::control::session::Session;
+use crate::os::{self, POLLIN, POLLOUT, PollFd};
+
+/// Read at most so much before others have their turn.
+const CHUNK: usize = 4096;
+
+/// A controller that doesn't read its replies is not listened to beyond this.
+const MOST_UNSENT: usize = 4096;
+
+/// A connected controller.
+pub struct Controller {
+    stream: UnixStream,
+    name: Name,
+    /// Its commands and replies.
+    pub session: Session,
+    active: Instant,
+    /// It will send nothing more.
+    input_ended: bool,
+    /// It can't be sent anything more.
+    vanished: bool,
+}
+
+/// How the log calls a controller.
+#[derive(Clone, Copy)]
+pub struct Name {
+    number: u64,
+    peer: Option<(libc::pid_t, libc::uid_t)>,
+}
+
+impl Controller {
+    /// The `number`th controller since the start, just accepted.
+    pub fn new(stream: UnixStream, number: u64) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        let name = Name {
+            number,
+            peer: os::peer(&stream),
+        };
+        Ok(Controller {
+            stream,
+            name,
+            session: Session::default(),
+            active: Instant::now(),
+            input_ended: false,
+            vanished: false,
+        })
+    }
+
+    /// How the log calls it.
+    pub fn name(&self) -> Name {
+        self.name
+    }
+
+    /// When it last sent something.
+    pub fn active(&self) -> Instant {
+        self.active
+    }
+
+    /// Its descriptor, for telling controllers apart while they are connected.
+    pub fn fd(&self) -> RawFd {
+        self.stream.as_raw_fd()
+    }
+
+    /// What to wait for. Nothing at all (a negative descriptor) while a reply
+    /// is owed: a hang-up would be reported again and again.
+    pub fn poll(&self) -> PollFd {
+        let mut events = 0;
+        if !self.input_ended && self.session.is_done() && self.session.replies().len() < MOST_UNSENT
+        {
+            events |= POLLIN;
+        }
+        if !self.session.replies().is_empty() {
+            events |= POLLOUT;
+        }
+        PollFd {
+            fd: if events == 0 { -1 } else { self.fd() },
+            events,
+            revents: 0,
+        }
+    }
+
+    /// Takes what the controller has sent, up to a bound.
+    pub fn read(&mut self) {
+        let mut chunk = [0; CHUNK];
+        match self.stream.read(&mut chunk) {
+            Ok(0) => self.input_ended = true,
+            Ok(count) => {
+                self.active = Instant::now();
+                self.session.receive(chunk.get(..count).unwrap_or_default());
+            }
+            Err(e) if is_passing(&e) => {}
+            Err(_) => {
+                self.input_ended = true;
+                self.vanished = true;
+            }
+        }
+    }
+
+    /// Sends what it can take of its replies.
+    pub fn write(&mut self) {
+        while !self.vanished && !self.session.replies().is_empty() {
+            match self.stream.write(self.session.replies()) {
+                Ok(count) => self.session.sent(count),
+                Err(e) if is_passing(&e) => return,
+                // It can still have sent commands; they count.
+                Err(_) => self.vanished = true,
+            }
+        }
+        if self.vanished {
+            self.session.sent(usize::MAX);
+        }
+    }
+
+    /// Whether all that it sent is carried out and answered, and no more comes.
+    pub fn is_finished(&self) -> bool {
+        self.input_ended && self.session.is_done() && self.session.replies().is_empty()
+    }
+}
+
+fn is_passing(e: &io::Error) -> bool {
+    matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "controller {}", self.number)?;
+        if let Some((pid, uid)) = self.peer {
+            write!(f, " (pid {pid}, uid {uid})")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,150 @@
+//! The control protocol as one controller speaks it: bytes to commands, one
+//! reply a command, in order. What a command does, and where the bytes come
+//! from and go to, is decided elsewhere.
+
+use std::collections::VecDeque;
+
+/// What a controller asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// `p`: close the gate and drain.
+    Pause,
+    /// `r`: open the gate.
+    Resume,
+    /// No command of ours; answered with `X`.
+    Unknown,
+}
+
+/// What a controller is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// `P`: paused, and no request is in flight.
+    Paused,
+    /// `R`: requests flow.
+    Resumed,
+    /// `X`: unknown, or it did not take effect.
+    No,
+}
+
+impl Command {
+    /// `None` for the white space that `echo` and a person's Enter key add.
+    fn from_byte(byte: u8) -> Option<Command> {
+        match byte {
+            b'p' => Some(Command::Pause),
+            b'r' => Some(Command::Resume),
+            b' ' | b'\t' | b'\n' => None,
+            _ => Some(Command::Unknown),
+        }
+    }
+}
+
+impl Reply {
+    fn to_byte(self) -> u8 {
+        match self {
+            Reply::Paused => b'P',
+            Reply::Resumed => b'R',
+            Reply::No => b'X',
+        }
+    }
+}
+
+/// One controller's commands that were not carried out yet, and its replies
+/// that were not sent yet.
+#[derive(Default)]
+pub struct Session {
+    received: VecDeque<u8>,
+    replies: Vec<u8>,
+    /// The command before has no reply yet, so the next one has to wait.
+    pending: bool,
+}
+
+impl Session {
+    /// Takes bytes as they come from the controller.
+    pub fn receive(&mut self, bytes: &[u8]) {
+        self.received.extend(bytes);
+    }
+
+    /// The next command to carry out. After it comes `answer` or `wait`.
+    pub fn next_command(&mut self) -> Option<Command> {
+        if self.pending {
+            return None;
+        }
+        while let Some(byte) = self.received.pop_front() {
+            if let Some(command) = Command::from_byte(byte) {
+                return Some(command);
+            }
+        }
+        None
+    }
+
+    /// Replies to the command in hand.
+    pub fn answer(&mut self, reply: Reply) {
+        self.pending = false;
+        self.replies.push(reply.to_byte());
+    }
+
+    /// The command in hand is answered later.
+    pub fn wait(&mut self) {
+        self.pending = true;
+    }
+
+    /// Whether a command waits for its reply.
+    pub fn is_waiting(&self) -> bool {
+        self.pending
+    }
+
+    /// Whether there is nothing left to carry out.
+    pub fn is_done(&self) -> bool {
+        !self.pending && self.received.is_empty()
+    }
+
+    /// Replies to be sent.
+    pub fn replies(&self) -> &[u8] {
+        &self.replies
+    }
+
+    /// The first `count` bytes of `replies` have been sent.
+    pub fn sent(&mut self, count: usize) {
+        self.replies.drain(..count.min(self.replies.len()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_is_a_command_unless_it_is_white_space() {
+        for byte in 0..=255u8 {
+            let mut session = Session::default();
+            session.receive(&[byte]);
+            let expected = match byte {
+                b'p' => Some(Command::Pause),
+                b'r' => Some(Command::Resume),
+                b' ' | b'\t' | b'\n' => None,
+                _ => Some(Command::Unknown),
+            };
+            assert_eq!(session.next_command(), expected, "byte {byte:#x}");
+            assert_eq!(session.next_command(), None);
+        }
+    }
+
+    #[test]
+    fn a_command_waits_for_the_reply_to_the_one_before() {
+        let mut session = Session::default();
+        session.receive(b"p\nr");
+        assert_eq!(session.next_command(), Some(Command::Pause));
+        session.wait();
+        assert_eq!(session.next_command(), None);
+        assert!(session.is_waiting() && !session.is_done());
+        session.answer(Reply::Paused);
+        assert_eq!(session.next_command(), Some(Command::Resume));
+        session.answer(Reply::Resumed);
+        assert!(session.is_done());
+        assert_eq!(session.replies(), b"PR");
+        session.sent(1);
+        assert_eq!(session.replies(), b"R");
+        session.sent(5);
+        assert_eq!(session.replies(), b"");
+    }
+}

@@ -1,0 +1,189 @@
+//! The callbacks that nbdkit calls, and the table that names them. They only
+//! translate from C: what they do is in `lifecycle` and `connection`.
+
+use std::cell::UnsafeCell;
+use std::ffi::{c_char, c_int, c_void};
+use std::mem;
+use std::ptr;
+
+use crate::config;
+use crate::connection::Connection;
+use crate::lifecycle::{self, Failed};
+use crate::nbdkit;
+use crate::nbdkit::sys::{
+    NBDKIT_FILTER_API_VERSION, NBDKIT_VERSION_STRING, nbdkit_backend, nbdkit_context,
+    nbdkit_extents, nbdkit_filter, nbdkit_next, nbdkit_next_config, nbdkit_next_config_complete,
+    nbdkit_next_open,
+};
+
+/// nbdkit's word for success and failure of a callback.
+fn status(result: Result<(), Failed>) -> c_int {
+    match result {
+        Ok(()) => 0,
+        Err(Failed) => -1,
+    }
+}
+
+unsafe extern "C" fn load() {
+    lifecycle::load();
+}
+
+unsafe extern "C" fn unload() {
+    lifecycle::unload();
+}
+
+unsafe extern "C" fn config(
+    next: nbdkit_next_config,
+    nxdata: *mut nbdkit_backend,
+    key: *const c_char,
+    value: *const c_char,
+) -> c_int {
+    // SAFETY: nbdkit passes two strings that live for the call (nbdkit-filter(3), ".config").
+    let taken = unsafe { lifecycle::config(nbdkit::string(key), nbdkit::string(value)) };
+    match (taken, next) {
+        // SAFETY: `next` is called with the nxdata that came with it, as ".config" may.
+        (Ok(false), Some(next)) => unsafe { next(nxdata, key, value) },
+        (Ok(_), _) => 0,
+        (Err(Failed), _) => -1,
+    }
+}
+
+unsafe extern "C" fn config_complete(
+    next: nbdkit_next_config_complete,
+    nxdata: *mut nbdkit_backend,
+) -> c_int {
+    match (lifecycle::config_complete(), next) {
+        // SAFETY: `next` is called with the nxdata that came with it, as ".config_complete" may.
+        (Ok(()), Some(next)) => unsafe { next(nxdata) },
+        (result, _) => status(result),
+    }
+}
+
+unsafe extern "C" fn get_ready(_thread_model: c_int) -> c_int {
+    status(lifecycle::get_ready())
+}
+
+unsafe extern "C" fn after_fork(_backend: *mut nbdkit_backend) -> c_int {
+    status(lifecycle::after_fork())
+}
+
+unsafe extern "C" fn open(
+    next: nbdkit_next_open,
+    context: *mut nbdkit_context,
+    readonly: c_int,
+    exportname: *const c_char,
+    _is_tls: c_int,
+) -> *mut c_void {
+    let Some(next) = next else {
+        return ptr::null_mut();
+    };
+    // SAFETY: `next` is called with the context that came with it, as ".open" should.
+    if unsafe { next(context, readonly, exportname) } == -1 {
+        return ptr::null_mut();
+    }
+    lifecycle::open().map_or(ptr::null_mut(), |handle| handle.cast_mut().cast())
+}
+
+unsafe extern "C" fn close(handle: *mut c_void) {
+    lifecycle::close(handle.cast());
+}
+
+/// Passes a data request through the gate of its connection.
+///
+/// # Safety
+/// `handle` came from `open` and was not given to `close` yet; `err` is where
+/// nbdkit wants the error number (nbdkit-filter(3), ".pread" and following).
+#[inline]
+unsafe fn gated(handle: *mut c_void, err: *mut c_int, below: impl FnOnce() -> c_int) -> c_int {
+    // SAFETY: by this function's contract; the instance holds the connection
+    // until `close`.
+    let connection = unsafe { &*handle.cast::<Connection>() };
+    match connection.request(below) {
+        Ok(result) => result,
+        // SAFETY: by this function's contract.
+        Err(_) => unsafe { refuse(err, libc::ESHUTDOWN) },
+    }
+}
+
+/// # Safety
+/// As for `gated`.
+#[cold]
+unsafe fn refuse(err: *mut c_int, number: c_int) -> c_int {
+    // SAFETY: by the contract.
+    unsafe { *err = number };
+    -1
+}
+
+/// A callback for a data request: through the gate, to the function of the
+/// same name in the next layer, with the same arguments.
+macro_rules! data_request {
+    ($name:ident ( $($arg:ident : $type:ty),* )) => {
+        unsafe extern "C" fn $name(
+            next: *mut nbdkit_next,
+            handle: *mut c_void,
+            $($arg: $type,)*
+            err: *mut c_int,
+        ) -> c_int {
+            // SAFETY: nbdkit passes the handle of an open connection, the
+            // `next` of that connection, whose functions are all set, and a
+            // valid `err`; the arguments are passed on as they came.
+            unsafe {
+                gated(handle, err, || match (*next).$name {
+                    Some(below) => below(next, $($arg,)* err),
+                    None => refuse(err, libc::EOPNOTSUPP),
+                })
+            }
+        }
+    };
+}
+
+data_request!(pread(buf: *mut c_void, count: u32, offset: u64, flags: u32));
+data_request!(pwrite(buf: *const c_void, count: u32, offset: u64, flags: u32));
+data_request!(flush(flags: u32));
+data_request!(trim(count: u32, offset: u64, flags: u32));
+data_request!(zero(count: u32, offset: u64, flags: u32));
+data_request!(extents(count: u32, offset: u64, flags: u32, extents: *mut nbdkit_extents));
+data_request!(cache(count: u32, offset: u64, flags: u32));
+
+/// nbdkit wants a pointer that it could write through.
+struct Table(UnsafeCell<nbdkit_filter>);
+
+// SAFETY: only nbdkit uses the table, from its main thread, while it registers
+// the filter; the strings and functions in it live as long as the library.
+unsafe impl Sync for Table {}
+
+static TABLE: Table = Table(UnsafeCell::new(nbdkit_filter {
+    _api_version: NBDKIT_FILTER_API_VERSION as c_int,
+    _version: NBDKIT_VERSION_STRING.as_ptr().cast(),
+    name: c"pause".as_ptr(),
+    longname: c"nbdkit pause filter".as_ptr(),
+    description: c"Pauses and resumes NBD requests, for snapshots.".as_ptr(),
+
+    load: Some(load),
+    unload: Some(unload),
+    config: Some(config),
+    config_complete: Some(config_complete),
+    config_help: config::HELP.as_ptr(),
+    get_ready: Some(get_ready),
+    after_fork: Some(after_fork),
+    open: Some(open),
+    close: Some(close),
+
+    pread: Some(pread),
+    pwrite: Some(pwrite),
+    flush: Some(flush),
+    trim: Some(trim),
+    zero: Some(zero),
+    extents: Some(extents),
+    cache: Some(cache),
+
+    // SAFETY: for a function pointer of C, NULL means that the filter leaves
+    // that call alone (nbdkit-filter(3), "CALLBACKS"); for a string, none.
+    ..unsafe { mem::zeroed() }
+}));
+
+/// The one symbol that nbdkit looks for (nbdkit-filter.h).
+#[unsafe(no_mangle)]
+pub extern "C" fn filter_init() -> *mut nbdkit_filter {
+    TABLE.0.get()
+}

@@ -1,0 +1,87 @@
+//! The expensive half of the asymmetric barrier: `membarrier(2)`, issued by
+//! the pausing side so that a request need not issue anything.
+
+use std::fmt;
+use std::io;
+
+use super::sync::{Ordering, fence, heavy_barrier};
+
+/// How a closing gate makes sure that it and every request see each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Barrier {
+    /// `membarrier(2)`, private expedited: the kernel runs a full barrier on
+    /// every core that runs a thread of this process, before it returns.
+    Membarrier,
+    /// A full fence on both sides, where the kernel offers no membarrier.
+    Fences,
+}
+
+/// The kernel took back what it granted at start: the gate can't be closed.
+#[derive(Debug)]
+pub struct BarrierFailed(io::Error);
+
+impl fmt::Display for BarrierFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "membarrier(2) failed, although it worked at start: {}",
+            self.0
+        )
+    }
+}
+
+impl Barrier {
+    /// The best that this process may use. Call it in the process that will
+    /// serve, after the fork: the registration belongs to its address space.
+    ///
+    /// An old kernel, a seccomp filter or another system than Linux leads to
+    /// `Fences`.
+    pub fn best() -> Barrier {
+        match membarrier(REGISTER_PRIVATE_EXPEDITED).and_then(|()| private_expedited()) {
+            Ok(()) => Barrier::Membarrier,
+            Err(_) => Barrier::Fences,
+        }
+    }
+
+    /// The heavy side. When it returns, every other thread of the process has
+    /// passed a full barrier since this was called, or will pass one of its
+    /// own (`Fences`) between its store and its load.
+    pub fn heavy(self) -> Result<(), BarrierFailed> {
+        match self {
+            Barrier::Membarrier => heavy_barrier().map_err(BarrierFailed),
+            Barrier::Fences => {
+                fence(Ordering::SeqCst);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A full barrier in every running thread of this process.
+pub fn private_expedited() -> io::Result<()> {
+    membarrier(PRIVATE_EXPEDITED)
+}
+
+#[cfg(target_os = "linux")]
+const PRIVATE_EXPEDITED: libc::c_int = libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED;
+#[cfg(target_os = "linux")]
+const REGISTER_PRIVATE_EXPEDITED: libc::c_int = libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED;
+
+#[cfg(target_os = "linux")]
+fn membarrier(command: libc::c_int) -> io::Result<()> {
+    // SAFETY: membarrier(2) takes three integers and touches no memory of ours.
+    match unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+const PRIVATE_EXPEDITED: libc::c_int = 0;
+#[cfg(not(target_os = "linux"))]
+const REGISTER_PRIVATE_EXPEDITED: libc::c_int = 0;
+
+#[cfg(not(target_os = "linux"))]
+fn membarrier(_: libc::c_int) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}

@@ -1,0 +1,166 @@
+//! What happens in the life of the server: parameters, start, connections,
+//! end. Called by `filter` in the order that nbdkit-filter(3) lays down.
+
+use std::collections::BTreeMap;
+use std::ffi::CStr;
+use std::sync::Arc;
+
+use log::{debug, error, info};
+use parking_lot::Mutex;
+
+use crate::config::Config;
+use crate::connection::Connection;
+use crate::control::Control;
+use crate::gate::{Barrier, Gate};
+use crate::logger;
+use crate::nbdkit;
+use crate::os::Bell;
+use crate::socket::ControlSocket;
+
+/// The filter's one instance in this process: from `load` to `unload`.
+static INSTANCE: Mutex<Option<Instance>> = Mutex::new(None);
+
+#[derive(Default)]
+struct Instance {
+    /// How often nbdkit loaded us: once for each `--filter` that names us.
+    loads: u32,
+    config: Config,
+    socket: Option<Arc<ControlSocket>>,
+    serving: Option<Serving>,
+}
+
+/// What there is once the server serves. Dropped in this order.
+struct Serving {
+    _control: Control,
+    gate: Arc<Gate>,
+    /// By address. nbdkit may skip `close` when it ends, and what it has left
+    /// open then goes with the instance.
+    connections: BTreeMap<usize, Arc<Connection>>,
+}
+
+/// The callback failed, and the log says why.
+pub struct Failed;
+
+/// Logs `why`, which is what nbdkit asks of a callback that fails.
+fn failed(why: impl std::fmt::Display) -> Failed {
+    error!("{why}");
+    Failed
+}
+
+/// nbdkit has loaded the filter.
+pub fn load() {
+    logger::start();
+    let mut instance = INSTANCE.lock();
+    let instance = instance.get_or_insert_default();
+    instance.loads = instance.loads.saturating_add(1);
+}
+
+/// Nothing of ours may run once this returns. All connections have ended.
+pub fn unload() {
+    let mut slot = INSTANCE.lock();
+    let Some(mut instance) = slot.take() else {
+        return;
+    };
+    // The thread first: it is the one that uses the socket.
+    drop(instance.serving.take());
+    drop(instance.socket.take());
+    logger::stop();
+}
+
+/// Takes a parameter if it is ours; `Ok(false)` if it is for a layer below.
+pub fn config(key: &CStr, value: &CStr) -> Result<bool, Failed> {
+    with_instance(|instance| instance.config.set(key, value).map_err(failed))
+}
+
+/// All parameters are in.
+pub fn config_complete() -> Result<(), Failed> {
+    with_instance(|instance| {
+        if instance.loads > 1 {
+            return Err(failed(
+                "--filter=pause is given more than once: one server has one gate and one \
+                 control socket; give the filter once",
+            ));
+        }
+        instance.config.control().map(|_| ()).map_err(failed)
+    })
+}
+
+/// The last step before nbdkit opens its own sockets, changes user and goes
+/// into the background: an error is still seen by who started it. The process
+/// has a single thread.
+pub fn get_ready() -> Result<(), Failed> {
+    with_instance(|instance| {
+        let path = instance.config.control().map_err(failed)?;
+        let socket = ControlSocket::bind(path, instance.config.mode()).map_err(failed)?;
+        instance.socket = Some(Arc::new(socket));
+        Ok(())
+    })
+}
+
+/// The process is the one that will serve; threads may be started.
+pub fn after_fork() -> Result<(), Failed> {
+    with_instance(|instance| {
+        let serving = serve(instance);
+        if serving.is_err() {
+            // nbdkit gives up without calling `unload`.
+            instance.socket = None;
+        }
+        instance.serving = Some(serving?);
+        Ok(())
+    })
+}
+
+fn serve(instance: &Instance) -> Result<Serving, Failed> {
+    let socket = instance
+        .socket
+        .clone()
+        .ok_or_else(|| failed("there is no control socket"))?;
+    let bell = Bell::new().map_err(|e| failed(format_args!("cannot make an eventfd: {e}")))?;
+    let bell = Arc::new(bell);
+    let rung = bell.clone();
+    let gate = Arc::new(Gate::new(Barrier::best(), move || rung.ring()));
+    info!("the gate is open; closing it costs {:?}", gate.barrier());
+    let control = Control::start(socket, gate.clone(), bell)
+        .map_err(|e| failed(format_args!("cannot start the control thread: {e}")))?;
+    Ok(Serving {
+        _control: control,
+        gate,
+        connections: BTreeMap::new(),
+    })
+}
+
+/// A client has connected: the handle for its requests, valid until `close`.
+pub fn open() -> Result<*const Connection, Failed> {
+    with_serving(|serving| {
+        let connection = Arc::new(Connection::new(serving.gate.clone()));
+        let handle = Arc::as_ptr(&connection);
+        serving.connections.insert(handle.addr(), connection);
+        debug!(
+            "a client has connected: {} in all",
+            serving.connections.len()
+        );
+        handle
+    })
+}
+
+/// The client has left; no request with this handle is in progress.
+pub fn close(handle: *const Connection) {
+    let _ = with_serving(|serving| serving.connections.remove(&handle.addr()));
+}
+
+fn with_instance<R>(act: impl FnOnce(&mut Instance) -> Result<R, Failed>) -> Result<R, Failed> {
+    match INSTANCE.lock().as_mut() {
+        Some(instance) => act(instance),
+        None => {
+            nbdkit::error("pause: called while not loaded");
+            Err(Failed)
+        }
+    }
+}
+
+fn with_serving<R>(act: impl FnOnce(&mut Serving) -> R) -> Result<R, Failed> {
+    with_instance(|instance| match instance.serving.as_mut() {
+        Some(serving) => Ok(act(serving)),
+        None => Err(failed("a client came before the filter was ready")),
+    })
+}

@@ -1,0 +1,101 @@
+//! The safe face of the functions that nbdkit offers to filters, and the raw
+//! bindings they come from. No decisions are taken here.
+
+use std::ffi::{CStr, CString, OsStr, c_char};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+/// What bindgen made of the installed nbdkit-filter.h.
+#[allow(missing_docs, non_camel_case_types, non_upper_case_globals, dead_code)]
+#[allow(clippy::all)]
+pub mod sys {
+    include!(concat!(env!("OUT_DIR"), "/nbdkit_sys.rs"));
+}
+
+/// Writes `message` to the server's log (stderr or syslog), where it is
+/// always seen. Any thread may call this (nbdkit-plugin(3), "ERROR HANDLING").
+pub fn error(message: &str) {
+    let message = without_nul(message);
+    // SAFETY: nbdkit_error is printf-like (nbdkit-common.h); the format takes
+    // exactly one string, and both strings end in NUL and outlive the call.
+    unsafe { sys::nbdkit_error(ONE_STRING.as_ptr(), message.as_ptr()) }
+}
+
+/// Writes `message` to the server's log if it runs with `-v`. Any thread may
+/// call this (nbdkit-plugin(3), "DEBUGGING").
+pub fn debug(message: &str) {
+    let message = without_nul(message);
+    // SAFETY: nbdkit_debug is printf-like (nbdkit-common.h); see `error`.
+    unsafe { sys::nbdkit_debug(ONE_STRING.as_ptr(), message.as_ptr()) }
+}
+
+const ONE_STRING: &CStr = c"%s";
+
+fn without_nul(message: &str) -> CString {
+    // A NUL can come from a path; the rest of the message is worth printing.
+    CString::new(message.replace('\0', "\u{fffd}")).unwrap_or_default()
+}
+
+/// Makes a path absolute, relative to the current directory, without asking
+/// the file system what is there (nbdkit-plugin(3), "nbdkit_absolute_path").
+/// `None` where nbdkit failed; it has then said why itself.
+pub fn absolute_path(path: &CStr) -> Option<PathBuf> {
+    // SAFETY: nbdkit_absolute_path takes a NUL-terminated string that it only
+    // reads, and returns NULL or a string that the caller must free(3).
+    let absolute = unsafe { sys::nbdkit_absolute_path(path.as_ptr()) };
+    if absolute.is_null() {
+        return None;
+    }
+    // SAFETY: not NULL, so a NUL-terminated string of ours (see above).
+    let bytes = unsafe { CStr::from_ptr(absolute) }.to_bytes().to_vec();
+    // SAFETY: allocated by nbdkit with malloc(3) for us to free, once.
+    unsafe { libc::free(absolute.cast()) };
+    Some(PathBuf::from(OsStr::from_bytes(&bytes)))
+}
+
+/// Whether a request of the calling thread can no longer be of use: the
+/// server is shutting down, or the client of this thread's own connection is
+/// gone. On a thread that serves no connection only the former is seen.
+///
+/// nbdkit-plugin(3), "nbdkit_nanosleep": it fails when there is no point in
+/// continuing the current command. With a zero time it is a poll (measured).
+/// Where it fails it prints an error line of its own.
+pub fn no_use_going_on() -> bool {
+    // SAFETY: nbdkit_nanosleep takes plain numbers and any thread may call it.
+    unsafe { sys::nbdkit_nanosleep(0, 0) == -1 }
+}
+
+/// A string that nbdkit passed to a callback.
+///
+/// # Safety
+/// `string` is NULL or a NUL-terminated string that lives for `'a`.
+pub unsafe fn string<'a>(string: *const c_char) -> &'a CStr {
+    if string.is_null() {
+        return c"";
+    }
+    // SAFETY: by this function's contract.
+    unsafe { CStr::from_ptr(string) }
+}
+
+/// Unit tests run without a server, and have to be linked all the same. These
+/// stand in for the four functions; nothing is tested through them.
+#[cfg(test)]
+mod no_server {
+    use std::ffi::{c_char, c_int};
+
+    #[unsafe(no_mangle)]
+    extern "C" fn nbdkit_error(_format: *const c_char, _message: *const c_char) {}
+
+    #[unsafe(no_mangle)]
+    extern "C" fn nbdkit_debug(_format: *const c_char, _message: *const c_char) {}
+
+    #[unsafe(no_mangle)]
+    extern "C" fn nbdkit_absolute_path(_path: *const c_char) -> *mut c_char {
+        std::ptr::null_mut()
+    }
+
+    #[unsafe(no_mangle)]
+    extern "C" fn nbdkit_nanosleep(_seconds: u32, _nanoseconds: u32) -> c_int {
+        0
+    }
+}

@@ -1,0 +1,168 @@
+//! The safe face of the few system calls that std does not offer. No decisions
+//! are taken here.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+/// What to poll a descriptor for, and what was found.
+pub use libc::pollfd as PollFd;
+pub use libc::{POLLIN, POLLOUT};
+
+/// Waits until one of `fds` is ready or `limit` has passed (poll(2)). A signal
+/// ends the wait early, with nothing ready.
+pub fn poll(fds: &mut [PollFd], limit: Option<Duration>) -> io::Result<()> {
+    let limit = match limit {
+        None => -1,
+        // Rounded up, so that a deadline is past when the wait ends by it.
+        Some(limit) => i32::try_from(limit.as_micros().div_ceil(1000)).unwrap_or(libc::c_int::MAX),
+    };
+    let count = libc::nfds_t::try_from(fds.len()).unwrap_or(libc::nfds_t::MAX);
+    // SAFETY: poll(2) reads and writes `count` pollfds, which `fds` holds.
+    if unsafe { libc::poll(fds.as_mut_ptr(), count, limit) } >= 0 {
+        return Ok(());
+    }
+    for fd in fds.iter_mut() {
+        fd.revents = 0;
+    }
+    match io::Error::last_os_error() {
+        e if e.kind() == io::ErrorKind::Interrupted => Ok(()),
+        e => Err(e),
+    }
+}
+
+/// A bell that any thread may ring and one thread polls (eventfd(2)).
+pub struct Bell(File);
+
+impl Bell {
+    /// A bell that has not been rung.
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: eventfd(2) takes two integers and returns a new descriptor.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        Ok(Bell(File::from(owned(fd)?)))
+    }
+
+    /// Makes the bell's descriptor readable. Never blocks.
+    pub fn ring(&self) {
+        // Fails only where the bell has been rung 2^64 times and not heard.
+        let _ = (&self.0).write(&1u64.to_ne_bytes());
+    }
+
+    /// Makes it silent again.
+    pub fn silence(&self) {
+        let _ = (&self.0).read(&mut [0; 8]);
+    }
+}
+
+impl AsFd for Bell {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+fn owned(fd: libc::c_int) -> io::Result<OwnedFd> {
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just returned it, so it is open and ours alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Runs `make` with a umask that leaves a new socket exactly `mode`. The umask
+/// belongs to the process: call this only while it has a single thread.
+pub fn with_mode<R>(mode: u32, make: impl FnOnce() -> R) -> R {
+    let forbidden = (!mode & 0o777) as libc::mode_t;
+    // SAFETY: umask(2) takes an integer and cannot fail.
+    let before = unsafe { libc::umask(forbidden) };
+    let made = make();
+    // SAFETY: as above.
+    unsafe { libc::umask(before) };
+    made
+}
+
+/// Takes the advisory lock of an open file if it is free (flock(2)). It is
+/// given back when the file is closed.
+pub fn try_lock(file: &File) -> io::Result<()> {
+    // SAFETY: flock(2) takes a descriptor, which `file` keeps open, and a flag.
+    match unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Connects to the Unix socket at `path` without ever waiting for its owner;
+/// the connection is closed at once.
+pub fn try_connect(path: &Path) -> io::Result<()> {
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: socket(2) takes three integers and returns a new descriptor.
+    let socket = owned(unsafe { libc::socket(libc::AF_UNIX, kind, 0) })?;
+    // SAFETY: sockaddr_un is plain data, for which all zeroes is a value.
+    let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    let bytes = path.as_os_str().as_bytes();
+    // The last byte stays NUL.
+    if bytes.len() >= address.sun_path.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+        *to = *from as libc::c_char;
+    }
+    // SAFETY: connect(2) reads as many bytes as it is told, all of `address`.
+    let connected = unsafe {
+        libc::connect(
+            socket.as_raw_fd(),
+            (&raw const address).cast(),
+            mem::size_of_val(&address) as libc::socklen_t,
+        )
+    };
+    match connected {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Process and user at the other end of a Unix socket when it was connected
+/// (SO_PEERCRED, unix(7)), for the log.
+pub fn peer(stream: &UnixStream) -> Option<(libc::pid_t, libc::uid_t)> {
+    let mut peer = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut size = mem::size_of_val(&peer) as libc::socklen_t;
+    // SAFETY: SO_PEERCRED writes a ucred of at most `size` bytes, which `peer` has.
+    let got = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut size,
+        )
+    };
+    (got == 0).then_some((peer.pid, peer.uid))
+}
+
+/// Runs `spawn` with all signals blocked in the calling thread, so that a
+/// thread it starts never runs one of nbdkit's signal handlers, nor dies of
+/// SIGPIPE.
+pub fn without_signals<R>(spawn: impl FnOnce() -> R) -> R {
+    // SAFETY: sigset_t is plain data; sigfillset(3) and pthread_sigmask(3) get
+    // sets of this frame.
+    let before = unsafe {
+        let mut all: libc::sigset_t = mem::zeroed();
+        let mut before: libc::sigset_t = mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+        before
+    };
+    let result = spawn();
+    // SAFETY: as above.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
+    result
+}

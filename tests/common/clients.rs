@@ -1,0 +1,115 @@
+//! Programs that drive the server: fio, nc, qemu-img, nbdcopy, a client in a
+//! process of its own that can be killed, and a real disk image for them.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use super::process::{Finished, Process, run, run_with_input};
+use super::server::Server;
+use super::{GENEROUS, eventually, filter};
+
+/// Runs `program` with `arguments` and expects success.
+pub fn program(program: &str, arguments: &[&str]) -> Finished {
+    run(command(program, arguments)).succeeded()
+}
+
+/// Starts `program` and lets it run.
+pub fn start(program: &str, arguments: &[&str]) -> Process {
+    Process::start(command(program, arguments))
+}
+
+fn command(program: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.args(arguments);
+    command
+}
+
+/// fio's nbd engine on `server`, in the background.
+pub fn fio(server: &Server, options: &[&str]) -> Process {
+    let mut command = Command::new("fio");
+    command
+        .args(["--name=load", "--ioengine=nbd", "--group_reporting"])
+        .arg(format!("--uri={}", server.uri()))
+        .args(options)
+        // Where it would leave files, it leaves them there.
+        .current_dir(server.dir());
+    Process::start(command)
+}
+
+/// `nc` on the control socket, with `input`, until it ends.
+pub fn nc(options: &[&str], socket: &Path, input: &[u8]) -> Finished {
+    let mut command = Command::new("nc");
+    command.args(options).arg("-U").arg(socket);
+    run_with_input(command, input).succeeded()
+}
+
+/// Makes an ext4 file system of `mib` MiB with nbdkit's own filters in it.
+pub fn ext4_image(path: &Path, mib: u32) {
+    let stock = filter::stock();
+    let folder = stock.parent().expect("a folder");
+    let mut command = Command::new("mke2fs");
+    command
+        // It is not always in the path of a user who is not root.
+        .env(
+            "PATH",
+            format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()),
+        )
+        .args(["-q", "-t", "ext4", "-d"])
+        .arg(folder)
+        .arg(path)
+        .arg(format!("{mib}M"));
+    run(command).succeeded();
+}
+
+/// Debian's python3 has libnbd's module, another one on the path may not.
+const PYTHON: &str = "/usr/bin/python3";
+
+const WRITER: &str = r#"
+import sys, time, nbd
+uri, count, offset = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+handle = nbd.NBD()
+handle.connect_uri(uri)
+print("connected", flush=True)
+buffers = [nbd.Buffer.from_bytearray(bytearray(b"\xdd" * 512)) for i in range(count)]
+for i, buffer in enumerate(buffers):
+    handle.aio_pwrite(buffer, offset + 512 * i)
+while not handle.aio_is_ready():
+    handle.poll(100)
+print("sent", flush=True)
+while True:
+    handle.poll(1000)
+"#;
+
+/// A client in a process of its own, which has writes of 512 bytes (all 0xdd)
+/// in flight, and waits for their replies until it is killed.
+pub struct Writer(Process);
+
+impl Writer {
+    /// Connects, and returns when `count` writes, one after the other from
+    /// `offset` on, are on their way.
+    pub fn start(server: &Server, count: usize, offset: u64) -> Self {
+        let process = start(
+            PYTHON,
+            &["-c", WRITER, &server.uri(), &count.to_string(), &offset.to_string()],
+        );
+        eventually("the client's writes are sent", GENEROUS, || {
+            assert_eq!(process.stderr(), "");
+            process.stdout().contains("sent")
+        });
+        Writer(process)
+    }
+
+    /// SIGKILL. When this returns its connection is closed.
+    pub fn kill(self) {
+        self.0.kill();
+    }
+}
+
+/// Whether `bytes` of the file at `path` from `offset` on are all zero.
+pub fn is_zero(path: &Path, offset: u64, bytes: u64) -> bool {
+    let content = fs::read(path).expect("the disk");
+    content[offset as usize..(offset + bytes) as usize]
+        .iter()
+        .all(|&byte| byte == 0)
+}

@@ -1,0 +1,382 @@
+//! An NBD client: libnbd's C library, as little of it as the tests need, so
+//! that requests can be pipelined, and looked after, on one connection.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_int, c_void};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::ptr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::server::Server;
+use super::{GENEROUS, eventually};
+
+/// libnbd.h
+mod sys {
+    use std::ffi::{c_char, c_int, c_uint, c_void};
+
+    type Callback = Option<unsafe extern "C" fn(*mut c_void, *mut c_int) -> c_int>;
+    type Extents = Option<
+        unsafe extern "C" fn(
+            *mut c_void,
+            *const c_char,
+            u64,
+            *mut u32,
+            usize,
+            *mut c_int,
+        ) -> c_int,
+    >;
+    type Free = Option<unsafe extern "C" fn(*mut c_void)>;
+
+    #[repr(C)]
+    pub struct CompletionCallback {
+        pub callback: Callback,
+        pub user_data: *mut c_void,
+        pub free: Free,
+    }
+
+    #[repr(C)]
+    pub struct ExtentCallback {
+        pub callback: Extents,
+        pub user_data: *mut c_void,
+        pub free: Free,
+    }
+
+    #[link(name = "nbd")]
+    unsafe extern "C" {
+        pub fn nbd_create() -> *mut c_void;
+        pub fn nbd_close(h: *mut c_void);
+        pub fn nbd_get_error() -> *const c_char;
+        pub fn nbd_get_errno() -> c_int;
+        pub fn nbd_add_meta_context(h: *mut c_void, name: *const c_char) -> c_int;
+        pub fn nbd_aio_connect_unix(h: *mut c_void, path: *const c_char) -> c_int;
+        pub fn nbd_aio_connect_tcp(
+            h: *mut c_void,
+            host: *const c_char,
+            port: *const c_char,
+        ) -> c_int;
+        pub fn nbd_aio_is_ready(h: *mut c_void) -> c_int;
+        pub fn nbd_aio_is_connecting(h: *mut c_void) -> c_int;
+        pub fn nbd_aio_get_fd(h: *mut c_void) -> c_int;
+        pub fn nbd_poll(h: *mut c_void, timeout: c_int) -> c_int;
+        pub fn nbd_get_size(h: *mut c_void) -> i64;
+        pub fn nbd_shutdown(h: *mut c_void, flags: c_uint) -> c_int;
+        pub fn nbd_aio_command_completed(h: *mut c_void, cookie: u64) -> c_int;
+        pub fn nbd_aio_pread(
+            h: *mut c_void,
+            buf: *mut c_void,
+            count: usize,
+            offset: u64,
+            done: CompletionCallback,
+            flags: u32,
+        ) -> i64;
+        pub fn nbd_aio_pwrite(
+            h: *mut c_void,
+            buf: *const c_void,
+            count: usize,
+            offset: u64,
+            done: CompletionCallback,
+            flags: u32,
+        ) -> i64;
+        pub fn nbd_aio_flush(h: *mut c_void, done: CompletionCallback, flags: u32) -> i64;
+        pub fn nbd_aio_trim(
+            h: *mut c_void,
+            count: u64,
+            offset: u64,
+            done: CompletionCallback,
+            flags: u32,
+        ) -> i64;
+        pub fn nbd_aio_zero(
+            h: *mut c_void,
+            count: u64,
+            offset: u64,
+            done: CompletionCallback,
+            flags: u32,
+        ) -> i64;
+        pub fn nbd_aio_cache(
+            h: *mut c_void,
+            count: u64,
+            offset: u64,
+            done: CompletionCallback,
+            flags: u32,
+        ) -> i64;
+        pub fn nbd_aio_block_status(
+            h: *mut c_void,
+            count: u64,
+            offset: u64,
+            extents: ExtentCallback,
+            done: CompletionCallback,
+            flags: u32,
+        ) -> i64;
+    }
+}
+
+/// A request of 512 bytes, where its kind has a size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    Read { offset: u64 },
+    /// All bytes are `byte`.
+    Write { offset: u64, byte: u8 },
+    Flush,
+    Trim { offset: u64 },
+    Zero { offset: u64 },
+    Extents { offset: u64 },
+    Cache { offset: u64 },
+}
+
+const SIZE: usize = 512;
+
+/// One of each kind.
+pub const ONE_OF_EACH: [Request; 7] = [
+    Request::Read { offset: 0 },
+    Request::Write {
+        offset: 512,
+        byte: 0xaa,
+    },
+    Request::Flush,
+    Request::Trim { offset: 1024 },
+    Request::Zero { offset: 1536 },
+    Request::Extents { offset: 2048 },
+    Request::Cache { offset: 2560 },
+];
+
+/// A request that was sent; what to ask for its reply with.
+#[derive(Clone, Copy, Debug)]
+pub struct Ticket(u64);
+
+/// The reply: what was read, if anything, or an errno.
+pub type Reply = Result<Vec<u8>, c_int>;
+
+pub struct Client {
+    handle: *mut c_void,
+    /// libnbd reads from and writes to these until their requests are over.
+    buffers: HashMap<u64, Vec<u8>>,
+}
+
+// SAFETY: a libnbd handle may be used from any thread (libnbd(3)).
+unsafe impl Send for Client {}
+
+impl Client {
+    /// Connects and negotiates; panics if that takes too long.
+    pub fn connect(server: &Server) -> Self {
+        Client::connect_within(server, GENEROUS)
+            .unwrap_or_else(|| panic!("the server lets no client in"))
+    }
+
+    /// Connects and negotiates; None if that takes longer than `limit`.
+    pub fn connect_within(server: &Server, limit: Duration) -> Option<Self> {
+        // SAFETY: libnbd's functions take a handle that is not closed yet, and
+        // strings that end in NUL and outlive the call.
+        let client = unsafe {
+            let handle = sys::nbd_create();
+            assert!(!handle.is_null(), "{}", last_error());
+            check(sys::nbd_add_meta_context(handle, c"base:allocation".as_ptr()));
+            check(match server.port() {
+                Some(port) => {
+                    let port = CString::new(port.to_string()).expect("no NUL");
+                    sys::nbd_aio_connect_tcp(handle, c"127.0.0.1".as_ptr(), port.as_ptr())
+                }
+                None => {
+                    let path = CString::new(server.socket().as_os_str().as_bytes());
+                    sys::nbd_aio_connect_unix(handle, path.expect("no NUL").as_ptr())
+                }
+            });
+            Client {
+                handle,
+                buffers: HashMap::new(),
+            }
+        };
+        let start = Instant::now();
+        while start.elapsed() < limit {
+            // SAFETY: the handle is open.
+            match unsafe { sys::nbd_aio_is_ready(client.handle) } {
+                1 => return Some(client),
+                // SAFETY: the handle is open.
+                _ if unsafe { sys::nbd_aio_is_connecting(client.handle) } != 1 => {
+                    panic!("cannot connect: {}", last_error())
+                }
+                _ => client.work(Duration::from_millis(10)),
+            }
+        }
+        None
+    }
+
+    /// The size of the disk, as negotiated.
+    pub fn size(&self) -> i64 {
+        // SAFETY: the handle is open.
+        unsafe { sys::nbd_get_size(self.handle) }
+    }
+
+    /// Sends a request and does not wait for its reply.
+    pub fn send(&mut self, request: Request) -> Ticket {
+        let mut buffer = match request {
+            Request::Read { .. } => vec![0; SIZE],
+            Request::Write { byte, .. } => vec![byte; SIZE],
+            _ => Vec::new(),
+        };
+        let size = SIZE as u64;
+        let (h, data) = (self.handle, buffer.as_mut_ptr().cast::<c_void>());
+        // SAFETY: the handle is open; the buffer has SIZE bytes on the heap,
+        // which stay where they are until the request is over or the handle
+        // is closed; NULL callbacks are allowed but for the extents, and
+        // `ignore_extents` touches nothing.
+        let cookie = unsafe {
+            match request {
+                Request::Read { offset } => sys::nbd_aio_pread(h, data, SIZE, offset, done(), 0),
+                Request::Write { offset, .. } => {
+                    sys::nbd_aio_pwrite(h, data, SIZE, offset, done(), 0)
+                }
+                Request::Flush => sys::nbd_aio_flush(h, done(), 0),
+                Request::Trim { offset } => sys::nbd_aio_trim(h, size, offset, done(), 0),
+                Request::Zero { offset } => sys::nbd_aio_zero(h, size, offset, done(), 0),
+                Request::Cache { offset } => sys::nbd_aio_cache(h, size, offset, done(), 0),
+                Request::Extents { offset } => {
+                    let extents = sys::ExtentCallback {
+                        callback: Some(ignore_extents),
+                        user_data: ptr::null_mut(),
+                        free: None,
+                    };
+                    sys::nbd_aio_block_status(h, size, offset, extents, done(), 0)
+                }
+            }
+        };
+        assert!(cookie > 0, "{request:?}: {}", last_error());
+        self.buffers.insert(cookie as u64, buffer);
+        Ticket(cookie as u64)
+    }
+
+    /// The reply, if it comes within `limit`.
+    pub fn reply_within(&mut self, ticket: Ticket, limit: Duration) -> Option<Reply> {
+        let start = Instant::now();
+        loop {
+            // SAFETY: the handle is open.
+            let completed = unsafe { sys::nbd_aio_command_completed(self.handle, ticket.0) };
+            let result = match completed {
+                0 => None,
+                1 => Some(Ok(())),
+                // SAFETY: takes nothing.
+                _ => Some(Err(unsafe { sys::nbd_get_errno() })),
+            };
+            if let Some(result) = result {
+                let buffer = self.buffers.remove(&ticket.0).unwrap_or_default();
+                return Some(result.map(|()| buffer));
+            }
+            let left = limit.saturating_sub(start.elapsed());
+            if left.is_zero() {
+                return None;
+            }
+            self.work(left.min(Duration::from_millis(20)));
+        }
+    }
+
+    /// The reply; panics if there is none.
+    pub fn reply(&mut self, ticket: Ticket) -> Reply {
+        self.reply_within(ticket, GENEROUS)
+            .unwrap_or_else(|| panic!("request {ticket:?} hangs"))
+    }
+
+    /// Sends a request, waits for its reply, and expects success.
+    pub fn ask(&mut self, request: Request) -> Vec<u8> {
+        let ticket = self.send(request);
+        match self.reply(ticket) {
+            Ok(data) => data,
+            Err(e) => panic!("{request:?}: {}", io::Error::from_raw_os_error(e)),
+        }
+    }
+
+    /// No reply to any of these comes for a while.
+    pub fn expect_held(&mut self, tickets: &[Ticket], time: Duration) {
+        let start = Instant::now();
+        while start.elapsed() < time {
+            for &ticket in tickets {
+                if let Some(reply) = self.reply_within(ticket, Duration::ZERO) {
+                    panic!("{ticket:?} was not held: {reply:?}");
+                }
+            }
+            self.work(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until the server has read all that was sent. Unix sockets only.
+    pub fn all_read_by_server(&mut self) {
+        eventually("the server reads the requests", GENEROUS, || {
+            self.work(Duration::ZERO);
+            let mut unread: c_int = 0;
+            // SAFETY: TIOCOUTQ writes an int (unix(7)).
+            let asked = unsafe { libc::ioctl(self.fd(), libc::TIOCOUTQ, &raw mut unread) };
+            assert_eq!(asked, 0, "{}", io::Error::last_os_error());
+            // SAFETY: the handle is open.
+            unread == 0 && unsafe { sys::nbd_aio_is_ready(self.handle) } == 1
+        });
+    }
+
+    /// Tells the server that nothing more will be sent, below NBD.
+    pub fn shut_down_sending_half(&self) {
+        // SAFETY: shutdown(2) takes two integers.
+        let shut = unsafe { libc::shutdown(self.fd(), libc::SHUT_WR) };
+        assert_eq!(shut, 0, "{}", io::Error::last_os_error());
+    }
+
+    /// Leaves in good order, as a client does that has no request in flight.
+    pub fn leave(self) {
+        // SAFETY: the handle is open.
+        check(unsafe { sys::nbd_shutdown(self.handle, 0) });
+    }
+
+    fn fd(&self) -> c_int {
+        // SAFETY: the handle is open.
+        unsafe { sys::nbd_aio_get_fd(self.handle) }
+    }
+
+    /// Lets libnbd send and receive what it can, for `limit` at most.
+    fn work(&self, limit: Duration) {
+        // SAFETY: the handle is open.
+        if unsafe { sys::nbd_poll(self.handle, limit.as_millis() as c_int) } == -1 {
+            // The connection is dead.
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        // SAFETY: the handle is closed once, and before the buffers go.
+        unsafe { sys::nbd_close(self.handle) };
+    }
+}
+
+fn done() -> sys::CompletionCallback {
+    sys::CompletionCallback {
+        callback: None,
+        user_data: ptr::null_mut(),
+        free: None,
+    }
+}
+
+unsafe extern "C" fn ignore_extents(
+    _: *mut c_void,
+    _: *const std::ffi::c_char,
+    _: u64,
+    _: *mut u32,
+    _: usize,
+    _: *mut c_int,
+) -> c_int {
+    0
+}
+
+fn check(result: c_int) {
+    assert_ne!(result, -1, "{}", last_error());
+}
+
+fn last_error() -> String {
+    // SAFETY: nbd_get_error returns NULL or a string of this thread, which
+    // lives until the next call into libnbd.
+    unsafe {
+        let error = sys::nbd_get_error();
+        if error.is_null() {
+            return "no error".to_owned();
+        }
+        CStr::from_ptr(error).to_string_lossy().into_owned()
+    }
+}
