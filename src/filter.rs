@@ -88,25 +88,11 @@ unsafe extern "C" fn close(handle: *mut c_void) {
     lifecycle::close(handle.cast());
 }
 
-/// Passes a data request through the gate of its connection.
+/// Fails a data request with error `number`.
 ///
 /// # Safety
-/// `handle` came from `open` and was not given to `close` yet; `err` is where
-/// nbdkit wants the error number (nbdkit-filter(3), ".pread" and following).
-#[inline]
-unsafe fn gated(handle: *mut c_void, err: *mut c_int, below: impl FnOnce() -> c_int) -> c_int {
-    // SAFETY: by this function's contract; the instance holds the connection
-    // until `close`.
-    let connection = unsafe { &*handle.cast::<Connection>() };
-    match connection.request(below) {
-        Ok(result) => result,
-        // SAFETY: by this function's contract.
-        Err(_) => unsafe { refuse(err, libc::ESHUTDOWN) },
-    }
-}
-
-/// # Safety
-/// As for `gated`.
+/// `err` is where nbdkit wants the error of a data request
+/// (nbdkit-filter(3), ".pread" and following).
 #[cold]
 unsafe fn refuse(err: *mut c_int, number: c_int) -> c_int {
     // SAFETY: by the contract.
@@ -124,14 +110,20 @@ macro_rules! data_request {
             $($arg: $type,)*
             err: *mut c_int,
         ) -> c_int {
-            // SAFETY: nbdkit passes the handle of an open connection, the
-            // `next` of that connection, whose functions are all set, and a
-            // valid `err`; the arguments are passed on as they came.
+            // SAFETY: `handle` came from `open` and was not given to `close`
+            // yet, until when the instance keeps the connection alive.
+            let connection = unsafe { &*handle.cast::<Connection>() };
+            let Ok(_pass) = connection.admit() else {
+                // SAFETY: nbdkit passes a valid `err`.
+                return unsafe { refuse(err, libc::ESHUTDOWN) };
+            };
+            // SAFETY: `next` is that of the connection; it is called with
+            // itself and with the arguments as they came.
             unsafe {
-                gated(handle, err, || match (*next).$name {
+                match (*next).$name {
                     Some(below) => below(next, $($arg,)* err),
                     None => refuse(err, libc::EOPNOTSUPP),
-                })
+                }
             }
         }
     };

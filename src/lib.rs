@@ -14,6 +14,7 @@
 //! | [`filter`] | the callbacks nbdkit calls, and `filter_init`: translation from C, no logic |
 //! | [`lifecycle`] | what happens when the server starts, connects a client, and ends |
 //! | [`connection`] | a client's connection: how its requests are admitted |
+//! | [`seat`] | the calling thread's place in the gate |
 //! | [`gate`] | who may pass and who waits; knows nothing of the other rooms |
 //! | [`control`] | controllers, their protocol, and the state of the pause |
 //! | [`socket`] | the control socket in the file system |
@@ -30,4 +31,5 @@ mod lifecycle;
 mod logger;
 mod nbdkit;
 mod os;
+mod seat;
 mod socket;

@@ -1,42 +1,49 @@
 //! How many requests are inside, counted without a shared cache line: each
-//! thread that makes requests has a count of its own, which only it writes.
+//! thread that makes requests has a seat of its own, which only it writes.
 //! Whether those counts may be believed at a given moment is the gate's affair.
+
+use std::ops::Deref;
 
 use super::sync::{Arc, AtomicUsize, Mutex, Ordering};
 
 /// One thread's requests inside. Alone on its cache line and on the next,
 /// which the processor fetches along with it.
 #[repr(align(128))]
-struct Count(AtomicUsize);
-
-/// All counts of the threads that are alive.
-#[derive(Clone)]
-pub struct Counts {
-    seated: Arc<Mutex<Vec<Arc<Count>>>>,
+pub struct Seat {
+    inside: AtomicUsize,
 }
 
-/// A thread's place in the counts. It is given back when dropped: a thread
-/// that is gone leaves nothing behind.
-pub struct Seat {
-    count: Arc<Count>,
+/// The seats of all threads that are alive.
+#[derive(Clone)]
+pub struct Counts {
+    taken: Arc<Mutex<Vec<Arc<Seat>>>>,
+}
+
+/// A seat, taken. It is given back when this is dropped: a thread that is gone
+/// leaves nothing behind.
+pub struct TakenSeat {
+    seat: Arc<Seat>,
     counts: Counts,
 }
 
 impl Counts {
+    /// Nobody has a seat yet.
     pub fn new() -> Self {
         Counts {
-            seated: Arc::new(Mutex::new(Vec::new())),
+            taken: Arc::new(Mutex::new(Vec::new())),
         }
     }
 
-    /// Takes a new count, for one thread.
-    pub fn seat(&self) -> Seat {
-        let count = Arc::new(Count(AtomicUsize::new(0)));
-        // Whoever sums after this sees the count; who summed before has closed
+    /// Takes a new seat, for one thread.
+    pub fn take_seat(&self) -> TakenSeat {
+        let seat = Arc::new(Seat {
+            inside: AtomicUsize::new(0),
+        });
+        // Whoever sums after this sees the seat. Who summed before has closed
         // the gate before, and this lock makes the newcomer see that.
-        self.seated.lock().push(count.clone());
-        Seat {
-            count,
+        self.taken.lock().push(seat.clone());
+        TakenSeat {
+            seat,
             counts: self.clone(),
         }
     }
@@ -45,49 +52,52 @@ impl Counts {
     pub fn sum(&self) -> usize {
         // Acquire pairs with the Release of `Seat::leave`: what a request did
         // below us has happened once it isn't counted any more.
-        self.seated
+        self.taken
             .lock()
             .iter()
-            .map(|count| count.0.load(Ordering::Acquire))
+            .map(|seat| seat.inside.load(Ordering::Acquire))
             .sum()
     }
 
-    /// The threads that have a count.
+    /// How many seats are taken.
     #[cfg(test)]
     pub fn seats(&self) -> usize {
-        self.seated.lock().len()
+        self.taken.lock().len()
     }
 }
 
 impl Seat {
-    /// Counts a request in. Relaxed: the gate orders it by its barriers.
+    /// Counts a request in, and says how many of this thread's were inside
+    /// before. Relaxed: the gate orders it by its barriers.
     #[inline]
-    pub fn enter(&self) {
-        let inside = self.count.0.load(Ordering::Relaxed);
-        self.count
-            .0
-            .store(inside.wrapping_add(1), Ordering::Relaxed);
+    pub fn enter(&self) -> usize {
+        let before = self.inside.load(Ordering::Relaxed);
+        self.inside.store(before.wrapping_add(1), Ordering::Relaxed);
+        before
     }
 
-    /// Counts a request out.
+    /// Counts the request out that found `before` inside. Stored as it was
+    /// then: to load it again would wait for the store just made.
     #[inline]
-    pub fn leave(&self) {
-        let inside = self.count.0.load(Ordering::Relaxed);
+    pub fn leave(&self, before: usize) {
         // Release: see `Counts::sum`.
-        self.count
-            .0
-            .store(inside.wrapping_sub(1), Ordering::Release);
+        self.inside.store(before, Ordering::Release);
     }
 }
 
-impl Drop for Seat {
+impl Deref for TakenSeat {
+    type Target = Seat;
+
+    fn deref(&self) -> &Seat {
+        &self.seat
+    }
+}
+
+impl Drop for TakenSeat {
     fn drop(&mut self) {
-        let mut seated = self.counts.seated.lock();
-        if let Some(place) = seated
-            .iter()
-            .position(|count| Arc::ptr_eq(count, &self.count))
-        {
-            seated.swap_remove(place);
+        let mut taken = self.counts.taken.lock();
+        if let Some(place) = taken.iter().position(|seat| Arc::ptr_eq(seat, &self.seat)) {
+            taken.swap_remove(place);
         }
     }
 }

@@ -60,7 +60,7 @@ mod tests;
 use std::time::Duration;
 
 pub use barrier::{Barrier, BarrierFailed};
-pub use counts::Seat;
+pub use counts::{Seat, TakenSeat};
 
 use counts::Counts;
 use sync::{AtomicU8, AtomicUsize, Condvar, Mutex, Ordering, fence, light_barrier, wait};
@@ -100,6 +100,8 @@ pub struct Gate {
 pub struct Pass<'a> {
     gate: &'a Gate,
     seat: &'a Seat,
+    /// What the seat counted before this request.
+    before: usize,
 }
 
 /// Waiting was of no use any more; the request did not go in.
@@ -127,8 +129,8 @@ impl Gate {
 
     /// A place for the calling thread. Every thread that makes requests needs
     /// one of its own, and keeps it as long as it makes requests.
-    pub fn seat(&self) -> Seat {
-        self.counts.seat()
+    pub fn take_seat(&self) -> TakenSeat {
+        self.counts.take_seat()
     }
 
     /// Goes in, or waits until that is possible. `is_gone` is asked when the
@@ -142,21 +144,30 @@ impl Gate {
         seat: &'a Seat,
         is_gone: impl Fn() -> bool,
     ) -> Result<Pass<'a>, Gone> {
-        seat.enter(); // E1
+        let before = seat.enter(); // E1
         light_barrier();
         // E2. Acquire pairs with the Release of `open`: what was done while
         // the gate was closed has happened. The barriers do the rest.
         if self.state.load(Ordering::Acquire) != OPEN {
-            self.enter_slowly(seat, &is_gone)?;
+            self.enter_slowly(seat, before, &is_gone)?;
         }
-        Ok(Pass { gate: self, seat })
+        Ok(Pass {
+            gate: self,
+            seat,
+            before,
+        })
     }
 
     /// What `enter` does where the state isn't OPEN; counted in already.
     #[cold]
-    fn enter_slowly(&self, seat: &Seat, is_gone: &dyn Fn() -> bool) -> Result<(), Gone> {
+    fn enter_slowly(
+        &self,
+        seat: &Seat,
+        before: usize,
+        is_gone: &dyn Fn() -> bool,
+    ) -> Result<(), Gone> {
         while self.look_behind_fence() & CLOSED != 0 {
-            self.leave(seat);
+            self.leave(seat, before);
             self.wait_until_open(is_gone)?;
             seat.enter(); // E1
             light_barrier();
@@ -184,8 +195,8 @@ impl Gate {
     }
 
     #[inline]
-    fn leave(&self, seat: &Seat) {
-        seat.leave(); // L1
+    fn leave(&self, seat: &Seat, before: usize) {
+        seat.leave(before); // L1
         light_barrier();
         // L2. Relaxed: the barriers order it, and nothing is read through it.
         if self.state.load(Ordering::Relaxed) != OPEN {
@@ -275,6 +286,12 @@ impl Gate {
         self.held.load(Ordering::Relaxed)
     }
 
+    /// How many threads have a seat.
+    #[cfg(test)]
+    pub fn seats(&self) -> usize {
+        self.counts.seats()
+    }
+
     /// How the closing side and the requests see each other; for the log.
     pub fn barrier(&self) -> Barrier {
         self.barrier
@@ -284,6 +301,6 @@ impl Gate {
 impl Drop for Pass<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.gate.leave(self.seat);
+        self.gate.leave(self.seat, self.before);
     }
 }

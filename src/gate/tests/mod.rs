@@ -1,6 +1,8 @@
 //! The gate's promises. `model` runs on real threads, many times over, and
 //! under loom in every interleaving; `real` needs time or real cores.
 
+#![allow(clippy::arithmetic_side_effects)]
+
 mod model;
 mod real;
 

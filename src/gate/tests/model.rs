@@ -20,7 +20,7 @@ fn no_request_passes_a_drained_gate_and_no_drain_misses_one() {
         let scene = Scene::new(barrier);
         let client = scene.clone();
         let requests = thread::spawn(move || {
-            let seat = client.gate.seat();
+            let seat = client.gate.take_seat();
             client.request(&seat, || false).unwrap();
             client.request(&seat, || false).unwrap();
         });
@@ -41,7 +41,7 @@ fn threads_may_come_and_go_while_the_gate_closes() {
             .map(|_| {
                 let client = scene.clone();
                 thread::spawn(move || {
-                    let seat = client.gate.seat();
+                    let seat = client.gate.take_seat();
                     client.request(&seat, || false).unwrap();
                 })
             })
@@ -53,7 +53,7 @@ fn threads_may_come_and_go_while_the_gate_closes() {
             client.join().unwrap();
         }
         assert_eq!(scene.done.load(Ordering::Relaxed), 2);
-        assert_eq!(scene.gate.counts.seats(), 0);
+        assert_eq!(scene.gate.seats(), 0);
     });
 }
 
@@ -63,7 +63,7 @@ fn a_drain_can_be_cancelled_at_any_moment() {
         let scene = Scene::new(barrier);
         let client = scene.clone();
         let requests = thread::spawn(move || {
-            let seat = client.gate.seat();
+            let seat = client.gate.take_seat();
             client.request(&seat, || false).unwrap();
         });
         scene.gate.close().unwrap();
@@ -86,7 +86,7 @@ fn a_held_request_that_is_gone_when_woken_never_passes() {
         scene.drain();
         let (client, is_gone) = (scene.clone(), gone.clone());
         let requests = thread::spawn(move || {
-            let seat = client.gate.seat();
+            let seat = client.gate.take_seat();
             client.request(&seat, || is_gone.load(Ordering::SeqCst) == 1)
         });
         // It may wait by now or be about to; either way its client dies

@@ -11,7 +11,7 @@ use crate::gate::{Barrier, Gate, Gone, LOOK_AGAIN};
 #[test]
 fn a_request_inside_is_waited_for() {
     let scene = Scene::new(Barrier::best());
-    let seat = scene.gate.seat();
+    let seat = scene.gate.take_seat();
     let pass = scene.gate.enter(&seat, || false).unwrap();
     scene.gate.close().unwrap();
     assert!(!scene.gate.drained());
@@ -26,7 +26,7 @@ fn a_request_inside_is_waited_for() {
 fn a_gone_request_ends_though_nobody_opens() {
     let scene = Scene::new(Barrier::best());
     scene.drain();
-    let seat = scene.gate.seat();
+    let seat = scene.gate.take_seat();
     // At once where it is gone from the start.
     assert_eq!(scene.request(&seat, || true), Err(Gone));
     // And while it waits: the third look says so.
@@ -49,13 +49,13 @@ fn threads_that_are_gone_leave_nothing_behind() {
     for _ in 0..1_000 {
         let gate = gate.clone();
         std::thread::spawn(move || {
-            let seat = gate.seat();
+            let seat = gate.take_seat();
             drop(gate.enter(&seat, || false).unwrap());
         })
         .join()
         .unwrap();
     }
-    assert_eq!(gate.counts.seats(), 0);
+    assert_eq!(gate.seats(), 0);
 }
 
 /// Each thread writes to its own cache line alone, as the gate does, so that
@@ -79,7 +79,7 @@ fn stress(barrier: Barrier) {
                 let mut requests = 0u64;
                 while !stop.load(Ordering::Relaxed) {
                     // A thread that comes and goes now and then.
-                    let seat = scene.gate.seat();
+                    let seat = scene.gate.take_seat();
                     for _ in 0..10_000 {
                         let _pass = scene.gate.enter(&seat, || false).unwrap();
                         // Odd: below the gate.
