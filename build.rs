@@ -92,9 +92,7 @@ fn make_bindings(header: &Path) -> Result<String, String> {
         Ok(Ok(bindings)) => Ok(bindings.to_string()),
         Ok(Err(e)) => Err(format!("{advice}\n  (bindgen says: {e})")),
         Err(panic) => {
-            let said = panic
-                .downcast_ref::<String>()
-                .map_or("nothing", |s| s.as_str());
+            let said = panic.downcast_ref::<String>().map_or("nothing", |s| s.as_str());
             Err(format!("{advice}\n  (bindgen says: {said})"))
         }
     }

@@ -41,10 +41,7 @@ pub enum ConfigError {
 
 impl Default for Config {
     fn default() -> Self {
-        Config {
-            control: None,
-            mode: DEFAULT_MODE,
-        }
+        Config { control: None, mode: DEFAULT_MODE }
     }
 }
 
@@ -104,10 +101,7 @@ impl fmt::Display for ConfigError {
                 "pause-control=SOCKET is missing: give the path of the control socket to make"
             ),
             ConfigError::ControlEmpty => {
-                write!(
-                    f,
-                    "pause-control is empty: give the path of the control socket to make"
-                )
+                write!(f, "pause-control is empty: give the path of the control socket to make")
             }
             ConfigError::ControlTooLong(path) => write!(
                 f,

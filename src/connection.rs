@@ -22,10 +22,7 @@ pub struct Connection {
 impl Connection {
     /// A connection whose requests pass `gate`.
     pub fn new(gate: Arc<Gate>) -> Self {
-        Connection {
-            gate,
-            gone: AtomicBool::new(false),
-        }
+        Connection { gate, gone: AtomicBool::new(false) }
     }
 
     /// Lets a request in; it is inside as long as the pass lives. Waits while
@@ -41,8 +38,7 @@ impl Connection {
         if self.gone.load(Ordering::Relaxed) {
             return Err(Gone);
         }
-        self.gate
-            .enter(seat::of_this_thread(&self.gate), || self.is_gone())
+        self.gate.enter(seat::of_this_thread(&self.gate), || self.is_gone())
     }
 
     #[cold]

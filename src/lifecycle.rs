@@ -111,10 +111,7 @@ pub fn after_fork() -> Result<(), Failed> {
 }
 
 fn serve(instance: &Instance) -> Result<Serving, Failed> {
-    let socket = instance
-        .socket
-        .clone()
-        .ok_or_else(|| failed("there is no control socket"))?;
+    let socket = instance.socket.clone().ok_or_else(|| failed("there is no control socket"))?;
     let bell = Bell::new().map_err(|e| failed(format_args!("cannot make an eventfd: {e}")))?;
     let bell = Arc::new(bell);
     let rung = bell.clone();
@@ -122,11 +119,7 @@ fn serve(instance: &Instance) -> Result<Serving, Failed> {
     info!("the gate is open; closing it costs {:?}", gate.barrier());
     let control = Control::start(socket, gate.clone(), bell)
         .map_err(|e| failed(format_args!("cannot start the control thread: {e}")))?;
-    Ok(Serving {
-        _control: control,
-        gate,
-        connections: BTreeMap::new(),
-    })
+    Ok(Serving { _control: control, gate, connections: BTreeMap::new() })
 }
 
 /// A client has connected: the handle for its requests, valid until `close`.
@@ -135,10 +128,7 @@ pub fn open() -> Result<*const Connection, Failed> {
         let connection = Arc::new(Connection::new(serving.gate.clone()));
         let handle = Arc::as_ptr(&connection);
         serving.connections.insert(handle.addr(), connection);
-        debug!(
-            "a client has connected: {} in all",
-            serving.connections.len()
-        );
+        debug!("a client has connected: {} in all", serving.connections.len());
         handle
     })
 }

@@ -14,9 +14,7 @@ struct NbdkitLog {
     filter: RwLock<Option<Logger>>,
 }
 
-static LOGGER: NbdkitLog = NbdkitLog {
-    filter: RwLock::new(None),
-};
+static LOGGER: NbdkitLog = NbdkitLog { filter: RwLock::new(None) };
 
 /// Reads `RUST_LOG` and connects `log` to nbdkit. Called from `load`.
 pub fn start() {
@@ -36,19 +34,11 @@ pub fn stop() {
 
 impl Log for NbdkitLog {
     fn enabled(&self, metadata: &Metadata) -> bool {
-        self.filter
-            .read()
-            .as_ref()
-            .is_some_and(|filter| filter.enabled(metadata))
+        self.filter.read().as_ref().is_some_and(|filter| filter.enabled(metadata))
     }
 
     fn log(&self, record: &Record) {
-        if !self
-            .filter
-            .read()
-            .as_ref()
-            .is_some_and(|filter| filter.matches(record))
-        {
+        if !self.filter.read().as_ref().is_some_and(|filter| filter.matches(record)) {
             return;
         }
         let message = format!("pause: {}", record.args());

@@ -129,11 +129,7 @@ pub fn try_connect(path: &Path) -> io::Result<()> {
 /// Process and user at the other end of a Unix socket when it was connected
 /// (SO_PEERCRED, unix(7)), for the log.
 pub fn peer(stream: &UnixStream) -> Option<(libc::pid_t, libc::uid_t)> {
-    let mut peer = libc::ucred {
-        pid: 0,
-        uid: 0,
-        gid: 0,
-    };
+    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let mut size = mem::size_of_val(&peer) as libc::socklen_t;
     // SAFETY: SO_PEERCRED writes a ucred of at most `size` bytes, which `peer` has.
     let got = unsafe {

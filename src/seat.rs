@@ -145,19 +145,12 @@ mod tests {
                 .unwrap()
             })
             .collect();
-        assert_eq!(
-            seats,
-            [1, 1, 1, 1],
-            "a thread that had ended still had its seat"
-        );
+        assert_eq!(seats, [1, 1, 1, 1], "a thread that had ended still had its seat");
         assert_eq!(gate.seats(), 0);
         // And two that are alive share none.
         let address = || ptr::from_ref(of_this_thread(&gate)).addr();
         let mine = address();
-        assert_ne!(
-            thread::scope(|scope| scope.spawn(address).join().unwrap()),
-            mine
-        );
+        assert_ne!(thread::scope(|scope| scope.spawn(address).join().unwrap()), mine);
         assert_eq!(gate.seats(), 1);
     }
 }

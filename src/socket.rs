@@ -59,10 +59,7 @@ impl ControlSocket {
     /// socket address, with permissions `mode`. Call it while the process has
     /// a single thread.
     pub fn bind(path: &Path, mode: u32) -> Result<Self, SocketError> {
-        make(path, mode).map_err(|reason| SocketError {
-            path: path.to_path_buf(),
-            reason,
-        })
+        make(path, mode).map_err(|reason| SocketError { path: path.to_path_buf(), reason })
     }
 
     /// Where controllers connect. It does not block.
@@ -81,11 +78,7 @@ fn make(path: &Path, mode: u32) -> Result<ControlSocket, Reason> {
     let metadata = fs::symlink_metadata(path)
         .map_err(|e| Reason::Failed("look at the socket just made", e))?;
     // The file must go if the next step fails.
-    let socket = ControlSocket {
-        listener,
-        path: path.to_path_buf(),
-        file: FileId::of(&metadata),
-    };
+    let socket = ControlSocket { listener, path: path.to_path_buf(), file: FileId::of(&metadata) };
     socket
         .listener
         .set_nonblocking(true)
@@ -128,10 +121,7 @@ fn remove_dead_socket(path: &Path) -> Result<(), Reason> {
     }
     match remove_if(path, &FileId::of(&found)) {
         Ok(true) => {
-            info!(
-                "{}: replacing the socket of a process that is gone",
-                path.display()
-            );
+            info!("{}: replacing the socket of a process that is gone", path.display());
             Ok(())
         }
         // Somebody has just put another file there: bind(2) will refuse it.
@@ -167,10 +157,7 @@ fn kind_in_words(kind: FileType) -> &'static str {
 
 impl FileId {
     fn of(metadata: &Metadata) -> Self {
-        FileId {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-        }
+        FileId { device: metadata.dev(), inode: metadata.ino() }
     }
 }
 
@@ -183,10 +170,7 @@ impl Drop for ControlSocket {
             Ok(false) => {
                 info!("{}: not ours any more, left alone", self.path.display());
             }
-            Err(e) => error!(
-                "{}: cannot remove the control socket: {e}",
-                self.path.display()
-            ),
+            Err(e) => error!("{}: cannot remove the control socket: {e}", self.path.display()),
         }
     }
 }

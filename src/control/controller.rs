@@ -40,10 +40,7 @@ impl Controller {
     /// The `number`th controller since the start, just accepted.
     pub fn new(stream: UnixStream, number: u64) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        let name = Name {
-            number,
-            peer: os::peer(&stream),
-        };
+        let name = Name { number, peer: os::peer(&stream) };
         Ok(Controller {
             stream,
             name,
@@ -80,11 +77,7 @@ impl Controller {
         if !self.session.replies().is_empty() {
             events |= POLLOUT;
         }
-        PollFd {
-            fd: if events == 0 { -1 } else { self.fd() },
-            events,
-            revents: 0,
-        }
+        PollFd { fd: if events == 0 { -1 } else { self.fd() }, events, revents: 0 }
     }
 
     /// Takes what the controller has sent, up to a bound.

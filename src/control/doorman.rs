@@ -40,13 +40,7 @@ pub struct Doorman {
 impl Doorman {
     /// Nobody has come yet.
     pub fn new(socket: Arc<ControlSocket>) -> Self {
-        Doorman {
-            socket,
-            spare: spare(),
-            in_trouble: false,
-            not_before: None,
-            number: 0,
-        }
+        Doorman { socket, spare: spare(), in_trouble: false, not_before: None, number: 0 }
     }
 
     /// What to wait for.
@@ -55,17 +49,12 @@ impl Doorman {
             Some(_) => -1,
             None => self.socket.listener().as_raw_fd(),
         };
-        PollFd {
-            fd,
-            events: POLLIN,
-            revents: 0,
-        }
+        PollFd { fd, events: POLLIN, revents: 0 }
     }
 
     /// How long to wait at most.
     pub fn limit(&self) -> Option<Duration> {
-        self.not_before
-            .map(|then| then.saturating_duration_since(Instant::now()))
+        self.not_before.map(|then| then.saturating_duration_since(Instant::now()))
     }
 
     /// Call once in each turn of the loop, after controllers may have left.
@@ -144,10 +133,7 @@ fn close_idlest(controllers: &mut Vec<Controller>, why: &str) -> bool {
         .map(|(index, _)| index);
     match idlest {
         Some(index) => {
-            info!(
-                "{} is closed to admit another: {why}",
-                controllers.remove(index).name()
-            );
+            info!("{} is closed to admit another: {why}", controllers.remove(index).name());
             true
         }
         None => false,

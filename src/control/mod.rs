@@ -54,11 +54,7 @@ impl Control {
                 .stack_size(STACK)
                 .spawn(move || control.run())
         })?;
-        Ok(Control {
-            bell,
-            stop,
-            thread: Some(thread),
-        })
+        Ok(Control { bell, stop, thread: Some(thread) })
     }
 }
 
@@ -66,11 +62,7 @@ impl Drop for Control {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
         self.bell.ring();
-        if self
-            .thread
-            .take()
-            .is_some_and(|thread| thread.join().is_err())
-        {
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             error!("the control thread had ended before its time");
         }
     }
@@ -90,11 +82,7 @@ impl Loop {
         let mut fds = Vec::new();
         while !self.stop.load(Ordering::Acquire) {
             fds.clear();
-            fds.push(PollFd {
-                fd: self.bell.as_fd().as_raw_fd(),
-                events: POLLIN,
-                revents: 0,
-            });
+            fds.push(PollFd { fd: self.bell.as_fd().as_raw_fd(), events: POLLIN, revents: 0 });
             fds.push(self.doorman.poll());
             fds.extend(self.controllers.iter().map(Controller::poll));
             if let Err(e) = os::poll(&mut fds, self.doorman.limit()) {
@@ -142,11 +130,7 @@ impl Loop {
     }
 
     fn answer_waiting(&mut self, reply: Reply) {
-        for controller in self
-            .controllers
-            .iter_mut()
-            .filter(|c| c.session.is_waiting())
-        {
+        for controller in self.controllers.iter_mut().filter(|c| c.session.is_waiting()) {
             controller.session.answer(reply);
         }
     }
@@ -155,16 +139,9 @@ impl Loop {
     /// none left or waits. An answer to one may set another going.
     fn carry_out(&mut self) {
         loop {
-            let next = self
-                .controllers
-                .iter_mut()
-                .enumerate()
-                .find_map(|(index, controller)| {
-                    controller
-                        .session
-                        .next_command()
-                        .map(|command| (index, command))
-                });
+            let next = self.controllers.iter_mut().enumerate().find_map(|(index, controller)| {
+                controller.session.next_command().map(|command| (index, command))
+            });
             let Some((index, command)) = next else { return };
             let Some(name) = self.controllers.get(index).map(Controller::name) else {
                 return;

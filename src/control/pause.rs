@@ -40,10 +40,7 @@ pub enum Asked {
 impl Pause {
     /// Requests flow.
     pub fn new(gate: Arc<Gate>) -> Self {
-        Pause {
-            gate,
-            state: State::Running,
-        }
+        Pause { gate, state: State::Running }
     }
 
     /// Asks for the pause; `who` is for the log.
@@ -58,17 +55,10 @@ impl Pause {
                     return Asked::Failed;
                 }
                 self.state = State::Draining { since };
-                info!(
-                    "pause requested by {who}: {} requests in flight",
-                    self.gate.in_flight()
-                );
+                info!("pause requested by {who}: {} requests in flight", self.gate.in_flight());
             }
         }
-        if self.progress() {
-            Asked::Paused
-        } else {
-            Asked::Draining
-        }
+        if self.progress() { Asked::Paused } else { Asked::Draining }
     }
 
     /// Looks whether the drain is over; true if the pause is in force.

@@ -22,11 +22,7 @@ pub struct BarrierFailed(io::Error);
 
 impl fmt::Display for BarrierFailed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "membarrier(2) failed, although it worked at start: {}",
-            self.0
-        )
+        write!(f, "membarrier(2) failed, although it worked at start: {}", self.0)
     }
 }
 
@@ -34,10 +30,11 @@ impl Barrier {
     /// The best that this process may use. Call it in the process that will
     /// serve, after the fork: the registration belongs to its address space.
     ///
-    /// An old kernel, a seccomp filter or another system than Linux leads to
-    /// `Fences`.
+    /// An old kernel or a seccomp filter leads to `Fences`.
     pub fn best() -> Barrier {
-        match membarrier(REGISTER_PRIVATE_EXPEDITED).and_then(|()| private_expedited()) {
+        match membarrier(libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED)
+            .and_then(|()| private_expedited())
+        {
             Ok(()) => Barrier::Membarrier,
             Err(_) => Barrier::Fences,
         }
@@ -59,29 +56,13 @@ impl Barrier {
 
 /// A full barrier in every running thread of this process.
 pub fn private_expedited() -> io::Result<()> {
-    membarrier(PRIVATE_EXPEDITED)
+    membarrier(libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED)
 }
 
-#[cfg(target_os = "linux")]
-const PRIVATE_EXPEDITED: libc::c_int = libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED;
-#[cfg(target_os = "linux")]
-const REGISTER_PRIVATE_EXPEDITED: libc::c_int = libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED;
-
-#[cfg(target_os = "linux")]
 fn membarrier(command: libc::c_int) -> io::Result<()> {
     // SAFETY: membarrier(2) takes three integers and touches no memory of ours.
     match unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
-}
-
-#[cfg(not(target_os = "linux"))]
-const PRIVATE_EXPEDITED: libc::c_int = 0;
-#[cfg(not(target_os = "linux"))]
-const REGISTER_PRIVATE_EXPEDITED: libc::c_int = 0;
-
-#[cfg(not(target_os = "linux"))]
-fn membarrier(_: libc::c_int) -> io::Result<()> {
-    Err(io::ErrorKind::Unsupported.into())
 }

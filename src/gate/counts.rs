@@ -1,13 +1,13 @@
-//! How many requests are inside, counted without a shared cache line: each
-//! thread that makes requests has a seat of its own, which only it writes.
-//! Whether those counts may be believed at a given moment is the gate's affair.
+//! How many requests are inside, counted without a cache line that threads
+//! share: each thread that makes requests has a seat of its own. When the
+//! counts may be believed is the gate's affair.
 
 use std::ops::Deref;
 
 use super::sync::{Arc, AtomicUsize, Mutex, Ordering};
 
-/// One thread's requests inside. Alone on its cache line and on the next,
-/// which the processor fetches along with it.
+/// One thread's requests inside, which only that thread writes. Alone on its
+/// cache line, and on the next, which the processor fetches along with it.
 #[repr(align(128))]
 pub struct Seat {
     inside: AtomicUsize,
@@ -29,34 +29,23 @@ pub struct TakenSeat {
 impl Counts {
     /// Nobody has a seat yet.
     pub fn new() -> Self {
-        Counts {
-            taken: Arc::new(Mutex::new(Vec::new())),
-        }
+        Counts { taken: Arc::new(Mutex::new(Vec::new())) }
     }
 
     /// Takes a new seat, for one thread.
     pub fn take_seat(&self) -> TakenSeat {
-        let seat = Arc::new(Seat {
-            inside: AtomicUsize::new(0),
-        });
-        // Whoever sums after this sees the seat. Who summed before has closed
-        // the gate before, and this lock makes the newcomer see that.
+        let seat = Arc::new(Seat { inside: AtomicUsize::new(0) });
+        // Who sums after this finds the seat. Who summed before had closed the
+        // gate before, and this lock makes the newcomer see that.
         self.taken.lock().push(seat.clone());
-        TakenSeat {
-            seat,
-            counts: self.clone(),
-        }
+        TakenSeat { seat, counts: self.clone() }
     }
 
     /// The requests inside. Each count is exact at the moment it is read.
     pub fn sum(&self) -> usize {
         // Acquire pairs with the Release of `Seat::leave`: what a request did
         // below us has happened once it isn't counted any more.
-        self.taken
-            .lock()
-            .iter()
-            .map(|seat| seat.inside.load(Ordering::Acquire))
-            .sum()
+        self.taken.lock().iter().map(|seat| seat.inside.load(Ordering::Acquire)).sum()
     }
 
     /// How many seats are taken.

@@ -43,8 +43,9 @@
 //! acquires). Backing out is leaving: it, too, may wake a closing side that saw
 //! a request which was never inside.
 //!
-//! *No wake-up is lost.* A request that waits looks at the state with `hall`
-//! locked, and opening notifies with `hall` locked after it has changed it.
+//! *No wake-up is lost.* Requests sleep on the state itself, a futex: the kernel
+//! puts a request to sleep only if the state is still the one it saw, and
+//! opening changes the state before it wakes.
 //!
 //! Where there is no membarrier the state carries FENCED from the first to the
 //! last request. Then no state is OPEN, every entry and exit takes the slow path,
@@ -63,16 +64,16 @@ pub use barrier::{Barrier, BarrierFailed};
 pub use counts::{Seat, TakenSeat};
 
 use counts::Counts;
-use sync::{AtomicU8, AtomicUsize, Condvar, Mutex, Ordering, fence, light_barrier, wait};
+use sync::{AtomicUsize, Futex, Mutex, Ordering, fence, light_barrier};
 
 /// Requests pass.
-const OPEN: u8 = 0;
+const OPEN: u32 = 0;
 /// Requests wait.
-const CLOSED: u8 = 1;
+const CLOSED: u32 = 1;
 /// Requests may still be inside, and who leaves has to wake the closing side.
-const DRAINING: u8 = 2;
+const DRAINING: u32 = 2;
 /// There is no membarrier: look again behind a fence.
-const FENCED: u8 = 4;
+const FENCED: u32 = 4;
 
 /// A held request looks at least this often whether waiting is still of use.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -86,13 +87,12 @@ pub struct Gate {
     /// | CLOSED | requests wait; none is inside |
     /// | DRAINING alone | never |
     ///
-    /// FENCED is in all of them or in none. Only written with `hall` locked.
-    state: AtomicU8,
+    /// FENCED is in all of them or in none. Only written with `switch` locked.
+    state: Futex,
     barrier: Barrier,
+    switch: Mutex<()>,
     counts: Counts,
     held: AtomicUsize,
-    hall: Mutex<()>,
-    opened: Condvar,
     wake_closing_side: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -114,15 +114,14 @@ impl Gate {
     /// called in vain, and must not wait for anything.
     pub fn new(barrier: Barrier, wake_closing_side: impl Fn() + Send + Sync + 'static) -> Self {
         Gate {
-            state: AtomicU8::new(match barrier {
+            state: Futex::new(match barrier {
                 Barrier::Membarrier => OPEN,
                 Barrier::Fences => OPEN | FENCED,
             }),
             barrier,
+            switch: Mutex::new(()),
             counts: Counts::new(),
             held: AtomicUsize::new(0),
-            hall: Mutex::new(()),
-            opened: Condvar::new(),
             wake_closing_side: Box::new(wake_closing_side),
         }
     }
@@ -151,11 +150,7 @@ impl Gate {
         if self.state.load(Ordering::Acquire) != OPEN {
             self.enter_slowly(seat, before, &is_gone)?;
         }
-        Ok(Pass {
-            gate: self,
-            seat,
-            before,
-        })
+        Ok(Pass { gate: self, seat, before })
     }
 
     /// What `enter` does where the state isn't OPEN; counted in already.
@@ -178,17 +173,15 @@ impl Gate {
     fn wait_until_open(&self, is_gone: &dyn Fn() -> bool) -> Result<(), Gone> {
         self.held.fetch_add(1, Ordering::Relaxed);
         let result = loop {
-            // Not under the lock: it is a system call, and hundreds may wait.
             if is_gone() {
                 break Err(Gone);
             }
-            if !self.is_closed() {
+            // Acquire: see `enter`.
+            let state = self.state.load(Ordering::Acquire);
+            if state & CLOSED == 0 {
                 break Ok(());
             }
-            let hall = self.hall.lock();
-            if self.is_closed() {
-                drop(wait(&self.opened, hall, LOOK_AGAIN));
-            }
+            self.state.wait(state, LOOK_AGAIN);
         };
         self.held.fetch_sub(1, Ordering::Relaxed);
         result
@@ -212,7 +205,7 @@ impl Gate {
     }
 
     /// E2 and L2 of the slow path.
-    fn look_behind_fence(&self) -> u8 {
+    fn look_behind_fence(&self) -> u32 {
         if self.barrier == Barrier::Fences {
             // Pairs with the fence of `Barrier::heavy`, between C1 and C2.
             fence(Ordering::SeqCst);
@@ -229,14 +222,13 @@ impl Gate {
     /// The gate is open where the barrier could not be had.
     pub fn close(&self) -> Result<(), BarrierFailed> {
         {
-            let _hall = self.hall.lock();
+            let _switch = self.switch.lock();
             let state = self.state.load(Ordering::Relaxed);
             if state & CLOSED != 0 {
                 return Ok(());
             }
             // C1. Relaxed: the barrier below orders it before C2.
-            self.state
-                .store(state | CLOSED | DRAINING, Ordering::Relaxed);
+            self.state.store(state | CLOSED | DRAINING, Ordering::Relaxed);
         }
         self.barrier.heavy().inspect_err(|_| self.open())
     }
@@ -244,7 +236,7 @@ impl Gate {
     /// Whether the gate is closed and no request is inside. Once true it stays
     /// so until the gate is opened.
     pub fn drained(&self) -> bool {
-        let _hall = self.hall.lock();
+        let _switch = self.switch.lock();
         let state = self.state.load(Ordering::Relaxed);
         if state & DRAINING == 0 {
             return state & CLOSED != 0;
@@ -263,17 +255,11 @@ impl Gate {
     /// Opens the gate and wakes every request that waits. Opening an open gate
     /// changes nothing.
     pub fn open(&self) {
-        let _hall = self.hall.lock();
+        let _switch = self.switch.lock();
         let state = self.state.load(Ordering::Relaxed);
         // Release: see `enter`.
         self.state.store(state & FENCED, Ordering::Release);
-        self.opened.notify_all();
-    }
-
-    /// Whether requests have to wait.
-    pub fn is_closed(&self) -> bool {
-        // Acquire: see `enter`.
-        self.state.load(Ordering::Acquire) & CLOSED != 0
+        self.state.wake_all();
     }
 
     /// How many requests are inside; for the log, it may be old at once.

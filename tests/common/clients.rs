@@ -1,6 +1,7 @@
 //! Programs that drive the server: fio, nc, qemu-img, nbdcopy, a client in a
 //! process of its own that can be killed, and a real disk image for them.
 
+use std::env;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -44,19 +45,25 @@ pub fn nc(options: &[&str], socket: &Path, input: &[u8]) -> Finished {
     run_with_input(command, input).succeeded()
 }
 
-/// Makes an ext4 file system of `mib` MiB with nbdkit's own filters in it.
+/// Makes an ext4 file system of `mib` MiB at `path`, with real files in it:
+/// nbdkit's filters, and this test itself, which is some MiB of it.
 pub fn ext4_image(path: &Path, mib: u32) {
+    let content = tempfile::tempdir().expect("a temporary folder");
     let stock = filter::stock();
-    let folder = stock.parent().expect("a folder");
+    let test = env::current_exe().expect("this test");
+    let filters = fs::read_dir(stock.parent().expect("a folder"))
+        .expect("nbdkit's filters")
+        .map(|entry| entry.expect("a filter").path());
+    for file in filters.chain([test]) {
+        let name = file.file_name().expect("a name");
+        fs::copy(&file, content.path().join(name)).expect("a copy");
+    }
     let mut command = Command::new("mke2fs");
     command
         // It is not always in the path of a user who is not root.
-        .env(
-            "PATH",
-            format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()),
-        )
+        .env("PATH", format!("{}:/usr/sbin:/sbin", env::var("PATH").unwrap_or_default()))
         .args(["-q", "-t", "ext4", "-d"])
-        .arg(folder)
+        .arg(content.path())
         .arg(path)
         .arg(format!("{mib}M"));
     run(command).succeeded();
@@ -89,10 +96,8 @@ impl Writer {
     /// Connects, and returns when `count` writes, one after the other from
     /// `offset` on, are on their way.
     pub fn start(server: &Server, count: usize, offset: u64) -> Self {
-        let process = start(
-            PYTHON,
-            &["-c", WRITER, &server.uri(), &count.to_string(), &offset.to_string()],
-        );
+        let process =
+            start(PYTHON, &["-c", WRITER, &server.uri(), &count.to_string(), &offset.to_string()]);
         eventually("the client's writes are sent", GENEROUS, || {
             assert_eq!(process.stderr(), "");
             process.stdout().contains("sent")
@@ -109,7 +114,5 @@ impl Writer {
 /// Whether `bytes` of the file at `path` from `offset` on are all zero.
 pub fn is_zero(path: &Path, offset: u64, bytes: u64) -> bool {
     let content = fs::read(path).expect("the disk");
-    content[offset as usize..(offset + bytes) as usize]
-        .iter()
-        .all(|&byte| byte == 0)
+    content[offset as usize..(offset + bytes) as usize].iter().all(|&byte| byte == 0)
 }

@@ -24,9 +24,7 @@ pub fn ours() -> &'static Path {
 fn build() -> PathBuf {
     // The folder that cargo gives to tests lies in the target directory, by
     // whatever means that was chosen.
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .parent()
-        .expect("the target directory");
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the target directory");
     let cargo = env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into());
     let mut command = Command::new(cargo);
     command

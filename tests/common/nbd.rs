@@ -18,14 +18,7 @@ mod sys {
 
     type Callback = Option<unsafe extern "C" fn(*mut c_void, *mut c_int) -> c_int>;
     type Extents = Option<
-        unsafe extern "C" fn(
-            *mut c_void,
-            *const c_char,
-            u64,
-            *mut u32,
-            usize,
-            *mut c_int,
-        ) -> c_int,
+        unsafe extern "C" fn(*mut c_void, *const c_char, u64, *mut u32, usize, *mut c_int) -> c_int,
     >;
     type Free = Option<unsafe extern "C" fn(*mut c_void)>;
 
@@ -115,14 +108,27 @@ mod sys {
 /// A request of 512 bytes, where its kind has a size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    Read { offset: u64 },
+    Read {
+        offset: u64,
+    },
     /// All bytes are `byte`.
-    Write { offset: u64, byte: u8 },
+    Write {
+        offset: u64,
+        byte: u8,
+    },
     Flush,
-    Trim { offset: u64 },
-    Zero { offset: u64 },
-    Extents { offset: u64 },
-    Cache { offset: u64 },
+    Trim {
+        offset: u64,
+    },
+    Zero {
+        offset: u64,
+    },
+    Extents {
+        offset: u64,
+    },
+    Cache {
+        offset: u64,
+    },
 }
 
 const SIZE: usize = 512;
@@ -130,10 +136,7 @@ const SIZE: usize = 512;
 /// One of each kind.
 pub const ONE_OF_EACH: [Request; 7] = [
     Request::Read { offset: 0 },
-    Request::Write {
-        offset: 512,
-        byte: 0xaa,
-    },
+    Request::Write { offset: 512, byte: 0xaa },
     Request::Flush,
     Request::Trim { offset: 1024 },
     Request::Zero { offset: 1536 },
@@ -182,10 +185,7 @@ impl Client {
                     sys::nbd_aio_connect_unix(handle, path.expect("no NUL").as_ptr())
                 }
             });
-            Client {
-                handle,
-                buffers: HashMap::new(),
-            }
+            Client { handle, buffers: HashMap::new() }
         };
         let start = Instant::now();
         while start.elapsed() < limit {
@@ -272,8 +272,7 @@ impl Client {
 
     /// The reply; panics if there is none.
     pub fn reply(&mut self, ticket: Ticket) -> Reply {
-        self.reply_within(ticket, GENEROUS)
-            .unwrap_or_else(|| panic!("request {ticket:?} hangs"))
+        self.reply_within(ticket, GENEROUS).unwrap_or_else(|| panic!("request {ticket:?} hangs"))
     }
 
     /// Sends a request, waits for its reply, and expects success.
@@ -347,11 +346,7 @@ impl Drop for Client {
 }
 
 fn done() -> sys::CompletionCallback {
-    sys::CompletionCallback {
-        callback: None,
-        user_data: ptr::null_mut(),
-        free: None,
-    }
+    sys::CompletionCallback { callback: None, user_data: ptr::null_mut(), free: None }
 }
 
 unsafe extern "C" fn ignore_extents(

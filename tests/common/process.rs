@@ -61,13 +61,10 @@ impl Process {
         stdin.rewind().expect("a temporary file");
         let stdout = tempfile::tempfile().expect("a temporary file");
         let stderr = tempfile::tempfile().expect("a temporary file");
-        command
-            .stdin(stdin)
-            .stdout(own(&stdout))
-            .stderr(own(&stderr))
-            .process_group(0);
+        command.stdin(stdin).stdout(own(&stdout)).stderr(own(&stderr)).process_group(0);
+        // So that it goes even if this process is killed, or this thread ends.
         // SAFETY: prctl(2) is a plain system call, which may be made between
-        // fork and exec. It covers the case that this process is killed.
+        // fork and exec.
         unsafe {
             command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
                 0 => Ok(()),
@@ -76,13 +73,7 @@ impl Process {
         }
         let what = format!("{command:?}");
         let child = command.spawn().unwrap_or_else(|e| panic!("{what}: {e}"));
-        Process {
-            child,
-            what,
-            stdout,
-            stderr,
-            status: None,
-        }
+        Process { child, what, stdout, stderr, status: None }
     }
 
     /// The child's own id.
@@ -137,12 +128,7 @@ impl Process {
                 None => panic!("hangs: {}\n{}\n{}", self.what, self.stdout(), self.stderr()),
             }
         };
-        Finished {
-            what: self.what.clone(),
-            status,
-            stdout: self.stdout(),
-            stderr: self.stderr(),
-        }
+        Finished { what: self.what.clone(), status, stdout: self.stdout(), stderr: self.stderr() }
     }
 
     fn kill_group(&mut self) {
@@ -188,11 +174,7 @@ pub fn is_alive(pid: u32) -> bool {
 
 /// The fields of a /proc stat line that follow the name, the state being first.
 fn fields(stat: &str) -> Vec<&str> {
-    stat.rsplit(')')
-        .next()
-        .unwrap_or_default()
-        .split_whitespace()
-        .collect()
+    stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect()
 }
 
 /// The number of threads of a process.
@@ -212,14 +194,8 @@ fn entries(folder: impl AsRef<Path>) -> usize {
 /// The memory that a process uses, in KiB.
 pub fn resident_kib(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("/proc/PID/status");
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .expect("VmRSS");
-    line.trim()
-        .trim_end_matches(" kB")
-        .parse()
-        .expect("a number")
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
 /// The id of the process's one thread with this name. Waits until there is one.
@@ -244,9 +220,6 @@ pub fn cpu_time(pid: u32, tid: u32) -> Duration {
         fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).expect("/proc/PID/task/TID");
     let fields = fields(&stat);
     // utime and stime, proc(5); the usual 100 ticks a second.
-    let ticks: u64 = [11, 12]
-        .iter()
-        .map(|&i| fields[i].parse::<u64>().expect("ticks"))
-        .sum();
+    let ticks: u64 = [11, 12].iter().map(|&i| fields[i].parse::<u64>().expect("ticks")).sum();
     Duration::from_millis(ticks * 10)
 }

@@ -55,10 +55,7 @@ impl Setup {
     /// The filter under test over `plugin`, which comes with its parameters.
     /// The control socket is `control` in the server's folder.
     pub fn new(plugin: &[&str]) -> Self {
-        let dir = tempfile::Builder::new()
-            .prefix("pause-")
-            .tempdir()
-            .expect("a temporary folder");
+        let dir = tempfile::Builder::new().prefix("pause-").tempdir().expect("a temporary folder");
         Setup {
             dir,
             filter: Some(filter::ours().to_path_buf()),
@@ -121,15 +118,13 @@ impl Setup {
 
     /// More parameters, `key=value`.
     pub fn parameters(mut self, parameters: &[&str]) -> Self {
-        self.plugin
-            .extend(parameters.iter().map(|&part| part.to_owned()));
+        self.plugin.extend(parameters.iter().map(|&part| part.to_owned()));
         self
     }
 
     /// More options of nbdkit itself.
     pub fn options(mut self, options: &[&str]) -> Self {
-        self.options
-            .extend(options.iter().map(|&option| option.to_owned()));
+        self.options.extend(options.iter().map(|&option| option.to_owned()));
         self
     }
 
@@ -216,10 +211,7 @@ impl Setup {
                     libc::umask(umask);
                 }
                 if let Some(count) = most_descriptors {
-                    let limit = libc::rlimit {
-                        rlim_cur: count,
-                        rlim_max: count,
-                    };
+                    let limit = libc::rlimit { rlim_cur: count, rlim_max: count };
                     if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) != 0 {
                         return Err(io::Error::last_os_error());
                     }
@@ -232,24 +224,29 @@ impl Setup {
 
     /// Starts nbdkit and returns when it serves.
     pub fn start(self) -> Server {
-        // Another program may take the port before nbdkit does.
-        for _ in 0..5 {
-            let port = if self.tcp { free_port() } else { 0 };
-            let mut process = Process::start(self.command(port));
-            match wait_until_ready(&mut process, &self.path("pid")) {
-                Some(pid) => {
-                    return Server {
-                        process,
-                        pid,
-                        port,
-                        setup: self,
-                    };
+        self.try_start().unwrap_or_else(|refusal| panic!("nbdkit does not start: {refusal:#?}"))
+    }
+
+    /// Starts nbdkit and returns when it serves, or has ended without.
+    pub fn try_start(self) -> Result<Server, Finished> {
+        let mut setup = self;
+        loop {
+            match setup.launch().ready().map_err(|refused| *refused) {
+                Ok(server) => return Ok(server),
+                // Another program may take the port before nbdkit does.
+                Err((again, refusal)) if again.tcp && refusal.stderr.contains("in use") => {
+                    setup = again;
                 }
-                None if self.tcp && process.stderr().contains("in use") => {}
-                None => panic!("nbdkit does not start:\n{}", process.stderr()),
+                Err((_, refusal)) => return Err(refusal),
             }
         }
-        panic!("no port for nbdkit");
+    }
+
+    /// Starts nbdkit and returns at once. Call it on a thread that lives as
+    /// long as nbdkit is to.
+    pub fn launch(self) -> Starting {
+        let port = if self.tcp { free_port() } else { 0 };
+        Starting { process: Process::start(self.command(port)), port, setup: self }
     }
 
     /// Starts nbdkit, expects it to refuse that, and returns what it says.
@@ -263,6 +260,33 @@ impl Setup {
         let finished = process.finish(GENEROUS);
         assert_eq!(finished.status.code(), Some(1), "{finished:#?}");
         finished
+    }
+
+    /// Starts nbdkit, and expects it to end by itself, with an error, although
+    /// it may have seemed to be ready.
+    pub fn failure(&self) -> Finished {
+        let finished = Process::start(self.command(0)).finish(GENEROUS);
+        assert_eq!(finished.status.code(), Some(1), "{finished:#?}");
+        finished
+    }
+}
+
+/// An nbdkit that does not serve yet.
+pub struct Starting {
+    process: Process,
+    port: u16,
+    setup: Setup,
+}
+
+impl Starting {
+    /// Waits until it serves, or has ended without.
+    pub fn ready(mut self) -> Result<Server, Box<(Setup, Finished)>> {
+        match wait_until_ready(&mut self.process, &self.setup.path("pid")) {
+            Some(pid) => {
+                Ok(Server { process: self.process, pid, port: self.port, setup: self.setup })
+            }
+            None => Err(Box::new((self.setup, self.process.finish(GENEROUS)))),
+        }
     }
 }
 
@@ -359,8 +383,9 @@ impl Server {
         self.process.is_running()
     }
 
-    /// The number of its threads.
+    /// The number of its threads. Panics if it has ended.
     pub fn threads(&self) -> usize {
+        assert!(process::is_alive(self.pid), "nbdkit has ended:\n{}", self.messages());
         process::threads(self.pid)
     }
 
@@ -379,10 +404,7 @@ impl Server {
     /// Waits until it has ended; panics after `limit`.
     pub fn ended(self, limit: Duration) -> Ended {
         let Server { process, setup, .. } = self;
-        Ended {
-            process: process.finish(limit),
-            setup,
-        }
+        Ended { process: process.finish(limit), setup }
     }
 
     /// SIGTERM, and waits until it has ended, as it must, well.

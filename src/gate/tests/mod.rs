@@ -8,18 +8,13 @@ mod real;
 
 use std::time::Duration;
 
-use super::sync::{Arc, AtomicUsize, Condvar, Mutex, Ordering, thread, wait};
-use super::*;
-
-/// What wakes the closing side in these tests.
-struct Alarm {
-    rung: Mutex<bool>,
-    bell: Condvar,
-}
+use super::sync::{Arc, AtomicUsize, Futex, Mutex, Ordering, thread};
+use super::{Barrier, Gate, Gone, Seat};
 
 struct Scene {
     gate: Arc<Gate>,
-    alarm: Arc<Alarm>,
+    /// What wakes the closing side here: counts how often.
+    bell: Arc<Futex>,
     /// Requests below the gate, as the plugin would count them.
     working: Arc<AtomicUsize>,
     /// Requests that have been below the gate.
@@ -30,7 +25,7 @@ impl Clone for Scene {
     fn clone(&self) -> Self {
         Scene {
             gate: self.gate.clone(),
-            alarm: self.alarm.clone(),
+            bell: self.bell.clone(),
             working: self.working.clone(),
             done: self.done.clone(),
         }
@@ -39,18 +34,16 @@ impl Clone for Scene {
 
 impl Scene {
     fn new(barrier: Barrier) -> Self {
-        let alarm = Arc::new(Alarm {
-            rung: Mutex::new(false),
-            bell: Condvar::new(),
-        });
-        let ringing = alarm.clone();
+        let bell = Arc::new(Futex::new(0));
+        let (rung, ringing) = (bell.clone(), Mutex::new(()));
         let ring = move || {
-            *ringing.rung.lock() = true;
-            ringing.bell.notify_all();
+            let _ringing = ringing.lock();
+            rung.store(rung.load(Ordering::Relaxed) + 1, Ordering::Release);
+            rung.wake_all();
         };
         Scene {
             gate: Arc::new(Gate::new(barrier, ring)),
-            alarm,
+            bell,
             working: Arc::new(AtomicUsize::new(0)),
             done: Arc::new(AtomicUsize::new(0)),
         }
@@ -67,34 +60,22 @@ impl Scene {
 
     fn drain(&self) {
         self.gate.close().unwrap();
-        while !self.gate.drained() {
-            let mut rung = self.alarm.rung.lock();
-            while !*rung {
-                rung = wait(&self.alarm.bell, rung, Duration::from_secs(60));
+        loop {
+            let rung = self.bell.load(Ordering::Acquire);
+            if self.gate.drained() {
+                return;
             }
-            *rung = false;
+            self.bell.wait(rung, Duration::from_secs(60));
         }
     }
 
     /// Between the two looks nothing may happen below a drained gate.
     fn assert_quiesced(&self) {
         assert!(self.gate.drained());
-        assert_eq!(
-            self.working.load(Ordering::Relaxed),
-            0,
-            "a request is in flight"
-        );
+        assert_eq!(self.working.load(Ordering::Relaxed), 0, "a request is in flight");
         let before = self.done.load(Ordering::Relaxed);
         thread::yield_now();
-        assert_eq!(
-            self.working.load(Ordering::Relaxed),
-            0,
-            "a request has passed"
-        );
-        assert_eq!(
-            self.done.load(Ordering::Relaxed),
-            before,
-            "a request has passed"
-        );
+        assert_eq!(self.working.load(Ordering::Relaxed), 0, "a request has passed");
+        assert_eq!(self.done.load(Ordering::Relaxed), before, "a request has passed");
     }
 }

@@ -95,10 +95,7 @@ fn a_held_request_that_is_gone_when_woken_never_passes() {
         scene.gate.open();
         // It passes only if it first looked when the gate was open.
         let result = requests.join().unwrap();
-        assert_eq!(
-            scene.done.load(Ordering::Relaxed),
-            usize::from(result.is_ok())
-        );
+        assert_eq!(scene.done.load(Ordering::Relaxed), usize::from(result.is_ok()));
         assert_eq!(scene.gate.held(), 0);
         scene.drain();
         scene.assert_quiesced();

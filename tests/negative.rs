@@ -1,0 +1,491 @@
+//! What is refused, and what must not happen: the control socket's place in
+//! the file system, and the parameters.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    missing_docs
+)]
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::Command;
+
+use common::control::Controller;
+use common::nbd::{Client, Request};
+use common::process::run;
+use common::server::{Server, Setup};
+use common::{A_WHILE, PROMPT, filter};
+
+fn setup() -> Setup {
+    Setup::new(&["memory", "1M"])
+}
+
+/// What a file is and contains, but for the time of the last access.
+fn look(path: &Path) -> (u64, u64, u32, u64, i64, i64, Option<Vec<u8>>) {
+    let found = fs::symlink_metadata(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let content = found.is_file().then(|| fs::read(path).unwrap());
+    (
+        found.dev(),
+        found.ino(),
+        found.mode(),
+        found.size(),
+        found.mtime(),
+        found.mtime_nsec(),
+        content,
+    )
+}
+
+/// nbdkit refuses to start since something is at `control`, says so, and
+/// leaves it alone.
+fn is_refused_and_untouched(setup: &Setup) {
+    let control = setup.path("control");
+    let before = look(&control);
+    let refusal = setup.refusal();
+    let path = control.to_str().unwrap();
+    assert!(refusal.stderr.contains("pause-control"), "{refusal:#?}");
+    assert!(refusal.stderr.contains(path), "{refusal:#?}");
+    assert!(look(&control) == before, "it was touched");
+}
+
+#[test]
+fn a_regular_file_is_refused_and_untouched() {
+    let setup = setup();
+    fs::write(setup.path("control"), "a disk image").unwrap();
+    is_refused_and_untouched(&setup);
+}
+
+#[test]
+fn the_disk_itself_is_refused_and_untouched() {
+    let setup = Setup::with_disk(1).control(Some("disk.img"));
+    let before = look(&setup.path("disk.img"));
+    let refusal = setup.refusal();
+    assert!(refusal.stderr.contains("disk.img"), "{refusal:#?}");
+    assert!(look(&setup.path("disk.img")) == before);
+}
+
+#[test]
+fn an_empty_file_is_refused_and_untouched() {
+    let setup = setup();
+    fs::write(setup.path("control"), "").unwrap();
+    is_refused_and_untouched(&setup);
+}
+
+#[test]
+fn a_directory_is_refused_and_untouched() {
+    let setup = setup();
+    fs::create_dir(setup.path("control")).unwrap();
+    is_refused_and_untouched(&setup);
+}
+
+#[test]
+fn a_symlink_to_a_file_is_refused_and_untouched() {
+    let setup = setup();
+    fs::write(setup.path("elsewhere"), "precious").unwrap();
+    symlink("elsewhere", setup.path("control")).unwrap();
+    is_refused_and_untouched(&setup);
+    assert_eq!(fs::read(setup.path("elsewhere")).unwrap(), b"precious");
+}
+
+#[test]
+fn a_dangling_symlink_is_refused_and_untouched() {
+    let setup = setup();
+    symlink("nowhere", setup.path("control")).unwrap();
+    is_refused_and_untouched(&setup);
+    assert!(!setup.path("nowhere").exists());
+}
+
+#[test]
+fn a_symlink_to_a_dead_socket_is_refused_and_untouched() {
+    let setup = setup();
+    drop(UnixListener::bind(setup.path("dead")).unwrap());
+    symlink("dead", setup.path("control")).unwrap();
+    is_refused_and_untouched(&setup);
+    assert!(setup.path("dead").exists());
+}
+
+#[test]
+fn a_fifo_is_refused_and_untouched() {
+    let setup = setup();
+    let mut mkfifo = Command::new("mkfifo");
+    mkfifo.arg(setup.path("control"));
+    run(mkfifo).succeeded();
+    is_refused_and_untouched(&setup);
+}
+
+#[test]
+fn a_live_socket_is_refused_and_untouched() {
+    let setup = setup();
+    let listener = UnixListener::bind(setup.path("control")).unwrap();
+    is_refused_and_untouched(&setup);
+    // Its owner is still there.
+    let client = std::os::unix::net::UnixStream::connect(setup.path("control")).unwrap();
+    drop((client, listener));
+}
+
+#[test]
+fn the_control_socket_of_another_server_is_refused_and_goes_on_working() {
+    let first = setup().start();
+    let second = setup().control(Some(first.control_path().to_str().unwrap()));
+    let refusal = second.refusal();
+    let path = first.control_path();
+    assert!(refusal.stderr.contains(path.to_str().unwrap()), "{refusal:#?}");
+    first.controller().pause();
+    first.controller().resume();
+    first.stop();
+}
+
+#[test]
+fn a_dead_socket_is_replaced() {
+    let setup = setup();
+    drop(UnixListener::bind(setup.path("control")).unwrap());
+    assert!(setup.path("control").exists());
+    let server = setup.start();
+    server.controller().pause();
+    server.stop();
+}
+
+#[test]
+fn the_socket_of_a_server_that_was_killed_is_replaced() {
+    let folder = setup();
+    let control = folder.path("control");
+    let start = || setup().control(control.to_str()).start();
+    let first = start();
+    first.controller().pause();
+    // Dropping it kills it.
+    drop(first);
+    assert!(control.exists());
+    let second = start();
+    second.controller().pause();
+    second.stop();
+}
+
+#[test]
+fn of_servers_that_start_at_once_on_a_dead_socket_one_gets_it() {
+    let folder = setup();
+    let control = folder.path("control");
+    for _ in 0..5 {
+        drop(UnixListener::bind(&control).unwrap());
+        let starting: Vec<_> = (0..6).map(|_| setup().control(control.to_str()).launch()).collect();
+        let mut running: Vec<Server> =
+            starting.into_iter().filter_map(|starting| starting.ready().ok()).collect();
+        assert_eq!(running.len(), 1);
+        let server = running.remove(0);
+        let mut client = Client::connect(&server);
+        let mut controller = Controller::connect(&control);
+        controller.pause();
+        let held = client.send(Request::Read { offset: 0 });
+        client.expect_held(&[held], A_WHILE / 3);
+        controller.resume();
+        client.reply(held).unwrap();
+        drop((client, controller));
+        server.stop();
+    }
+}
+
+#[test]
+fn a_socket_put_in_our_place_survives_our_exit() {
+    let server = setup().start();
+    let control = server.control_path();
+    fs::remove_file(&control).unwrap();
+    let theirs = UnixListener::bind(&control).unwrap();
+    let before = look(&control);
+    server.terminate();
+    let ended = server.ended(PROMPT);
+    assert_eq!(ended.process.status.code(), Some(0), "{:#?}", ended.process);
+    assert!(look(&control) == before, "it was touched");
+    drop(theirs);
+}
+
+#[test]
+fn a_file_put_in_our_place_survives_our_exit() {
+    let server = setup().start();
+    let control = server.control_path();
+    fs::remove_file(&control).unwrap();
+    fs::write(&control, "precious").unwrap();
+    server.terminate();
+    let ended = server.ended(PROMPT);
+    assert_eq!(ended.process.status.code(), Some(0), "{:#?}", ended.process);
+    assert_eq!(fs::read(&control).unwrap(), b"precious");
+}
+
+#[test]
+fn a_socket_that_somebody_has_removed_is_no_trouble_at_exit() {
+    let server = setup().start();
+    fs::remove_file(server.control_path()).unwrap();
+    let ended = server.stop();
+    assert_eq!(ended.process.stderr, "");
+}
+
+#[test]
+fn no_socket_is_left_when_nbdkit_cannot_have_its_own_socket() {
+    let setup = setup();
+    let listener = UnixListener::bind(setup.path("nbd")).unwrap();
+    let refusal = setup.refusal();
+    assert!(!setup.path("control").exists(), "{refusal:#?}");
+    drop(listener);
+}
+
+#[test]
+fn no_socket_is_left_when_the_plugin_fails_to_get_ready() {
+    let setup = Setup::new(&[
+        "eval",
+        "get_size=echo 1M",
+        "pread=exit 1",
+        "get_ready=echo EIO not today >&2; exit 1",
+    ]);
+    let refusal = setup.refusal();
+    assert!(refusal.stderr.contains("not today"), "{refusal:#?}");
+    assert!(!setup.path("control").exists(), "{refusal:#?}");
+}
+
+#[test]
+fn no_socket_is_left_when_the_plugin_fails_after_the_fork() {
+    let setup = Setup::new(&[
+        "eval",
+        "get_size=echo 1M",
+        "pread=exit 1",
+        "after_fork=echo EIO not today >&2; exit 1",
+    ]);
+    let refusal = setup.failure();
+    assert!(refusal.stderr.contains("not today"), "{refusal:#?}");
+    assert!(!setup.path("control").exists(), "{refusal:#?}");
+}
+
+fn mode(server: &Server) -> u32 {
+    let found = fs::symlink_metadata(server.control_path()).unwrap();
+    assert!(found.file_type().is_socket());
+    found.permissions().mode() & 0o7777
+}
+
+#[test]
+fn the_socket_is_private_unless_told_otherwise_whatever_the_umask() {
+    for umask in [0, 0o022, 0o077, 0o377] {
+        let server = setup().umask(umask).start();
+        assert_eq!(mode(&server), 0o600, "umask {umask:o}");
+        server.stop();
+    }
+}
+
+#[test]
+fn pause_mode_is_the_mode_of_the_socket_whatever_the_umask() {
+    for umask in [0, 0o022, 0o377] {
+        for (given, expected) in
+            [("0660", 0o660), ("666", 0o666), ("0777", 0o777), ("0", 0), ("07", 0o7)]
+        {
+            let server = setup().umask(umask).parameters(&[&format!("pause-mode={given}")]).start();
+            assert_eq!(mode(&server), expected, "umask {umask:o}");
+            server.stop();
+        }
+    }
+}
+
+#[test]
+fn the_umask_of_the_server_is_what_it_would_be_without_us() {
+    let umask = |setup: Setup| {
+        let server = setup.umask(0o027).start();
+        let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("Umask:"));
+        line.expect("a umask").to_owned()
+    };
+    assert_eq!(umask(setup()), umask(setup().no_filter()));
+}
+
+#[test]
+fn a_pause_mode_that_is_not_up_to_four_octal_digits_is_refused() {
+    for mode in ["", "8", "0800", "1000", "7777", "00600", "0o600", "-1", "+600", "rw", "600 "] {
+        let parameter = format!("pause-mode={mode}");
+        let refusal = setup().parameters(&[&parameter]).refusal();
+        assert!(refusal.stderr.contains(&parameter), "{refusal:#?}");
+        assert!(refusal.stderr.contains("octal"), "{refusal:#?}");
+    }
+}
+
+#[test]
+fn a_missing_pause_control_is_refused() {
+    let refusal = setup().control(None).refusal();
+    assert!(refusal.stderr.contains("pause-control"), "{refusal:#?}");
+    assert!(refusal.stderr.contains("missing"), "{refusal:#?}");
+}
+
+#[test]
+fn an_empty_pause_control_is_refused() {
+    let refusal = setup().control(Some("")).refusal();
+    assert!(refusal.stderr.contains("pause-control"), "{refusal:#?}");
+    assert!(refusal.stderr.contains("empty"), "{refusal:#?}");
+}
+
+/// A path that, made absolute, has this many bytes.
+fn path_of_length(setup: &Setup, length: usize) -> String {
+    let folder = setup.path("");
+    let mut path = folder.to_str().unwrap().to_owned();
+    while path.len() < length {
+        path.push('x');
+    }
+    assert_eq!(path.len(), length, "the temporary folder's path is too long");
+    path
+}
+
+#[test]
+fn a_path_of_107_bytes_is_served() {
+    let setup = setup();
+    let path = path_of_length(&setup, 107);
+    let server = setup.control(Some(&path)).start();
+    server.controller().pause();
+    server.stop();
+}
+
+#[test]
+fn a_path_over_107_bytes_is_refused() {
+    let mut setup = setup();
+    let long = path_of_length(&setup, 108);
+    // Given as a relative path, it is the absolute one that counts.
+    let name = long.rsplit('/').next().unwrap().to_owned();
+    for given in [&long, &name] {
+        setup = setup.control(Some(given));
+        let refusal = setup.refusal();
+        assert!(refusal.stderr.contains("pause-control="), "{refusal:#?}");
+        assert!(refusal.stderr.contains(&long), "{refusal:#?}");
+        assert!(refusal.stderr.contains("107"), "{refusal:#?}");
+    }
+}
+
+#[test]
+fn a_missing_parent_is_refused() {
+    let setup = setup().control(Some("no/such/control"));
+    let refusal = setup.refusal();
+    let parent = setup.path("no/such");
+    assert!(refusal.stderr.contains("pause-control="), "{refusal:#?}");
+    assert!(refusal.stderr.contains(parent.to_str().unwrap()), "{refusal:#?}");
+    assert!(!setup.path("no").exists());
+}
+
+#[test]
+fn a_parent_that_is_a_file_is_refused() {
+    let setup = setup().control(Some("file/control"));
+    fs::write(setup.path("file"), "precious").unwrap();
+    let refusal = setup.refusal();
+    let path = setup.path("file/control");
+    assert!(refusal.stderr.contains("pause-control="), "{refusal:#?}");
+    assert!(refusal.stderr.contains(path.to_str().unwrap()), "{refusal:#?}");
+    assert_eq!(fs::read(setup.path("file")).unwrap(), b"precious");
+}
+
+/// Root may do everything, so it has to be another user then.
+fn as_a_mere_user(setup: Setup) -> Setup {
+    // SAFETY: takes nothing and cannot fail.
+    if unsafe { libc::geteuid() } != 0 {
+        return setup;
+    }
+    const NOBODY: u32 = 65534;
+    let copy = setup.path("libpause.so");
+    fs::copy(filter::ours(), &copy).unwrap();
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+    std::os::unix::fs::chown(setup.path(""), Some(NOBODY), Some(NOBODY)).unwrap();
+    setup.filter(copy).user(NOBODY)
+}
+
+#[test]
+fn an_unreadable_parent_is_refused() {
+    let setup = as_a_mere_user(setup().control(Some("parent/control")));
+    let parent = setup.path("parent");
+    fs::create_dir(&parent).unwrap();
+    fs::set_permissions(&parent, fs::Permissions::from_mode(0o000)).unwrap();
+    let refusal = setup.refusal();
+    assert!(refusal.stderr.contains("pause-control="), "{refusal:#?}");
+    assert!(refusal.stderr.contains(parent.to_str().unwrap()), "{refusal:#?}");
+    assert!(refusal.stderr.contains("ermission denied"), "{refusal:#?}");
+    // So that it can be cleaned up.
+    fs::set_permissions(&parent, fs::Permissions::from_mode(0o700)).unwrap();
+}
+
+#[test]
+fn a_parent_that_is_not_writable_is_refused() {
+    let setup = as_a_mere_user(setup().control(Some("parent/control")));
+    let parent = setup.path("parent");
+    fs::create_dir(&parent).unwrap();
+    fs::set_permissions(&parent, fs::Permissions::from_mode(0o555)).unwrap();
+    let refusal = setup.refusal();
+    let path = setup.path("parent/control");
+    assert!(refusal.stderr.contains("pause-control="), "{refusal:#?}");
+    assert!(refusal.stderr.contains(path.to_str().unwrap()), "{refusal:#?}");
+    assert!(refusal.stderr.contains("ermission denied"), "{refusal:#?}");
+}
+
+#[test]
+fn a_mere_user_can_run_it() {
+    let server = as_a_mere_user(setup()).start();
+    server.controller().pause();
+    server.stop();
+}
+
+#[test]
+fn the_last_pause_control_wins() {
+    let setup = setup().parameters(&["pause-control=first"]);
+    let first = setup.path("first");
+    let server = setup.start();
+    server.controller().pause();
+    assert!(!first.exists());
+    server.stop();
+}
+
+#[test]
+fn an_unknown_pause_key_is_for_the_layers_below() {
+    // One that takes every key.
+    let server = Setup::new(&[
+        "eval",
+        r#"config=echo "$2=$3" >> keys"#,
+        "config_complete=:",
+        "get_size=echo 1M",
+        "pread=dd if=/dev/zero count=$3 iflag=count_bytes",
+        "pause-foo=1",
+        "pause=2",
+        "file=3",
+    ]);
+    let keys = server.path("keys");
+    let server = server.start();
+    assert_eq!(fs::read_to_string(keys).unwrap(), "pause-foo=1\npause=2\nfile=3\n");
+    server.stop();
+
+    // And one that does not.
+    let refusal = setup().parameters(&["pause-foo=1"]).refusal();
+    assert!(refusal.stderr.contains("pause-foo"), "{refusal:#?}");
+    assert!(!refusal.stderr.contains("pause-control"), "{refusal:#?}");
+}
+
+#[test]
+fn the_filter_given_twice_is_refused() {
+    let ours = filter::ours().to_str().unwrap();
+    let setup = setup().below(ours, &[]);
+    let refusal = setup.refusal();
+    assert!(refusal.stderr.contains("more than once"), "{refusal:#?}");
+    assert!(!setup.path("control").exists());
+}
+
+#[test]
+fn help_shows_both_parameters() {
+    let mut nbdkit = Command::new("nbdkit");
+    nbdkit.arg(format!("--filter={}", filter::ours().display())).args(["null", "--help"]);
+    let help = run(nbdkit).succeeded();
+    assert!(help.stdout.contains("pause-control=SOCKET"), "{help:#?}");
+    assert!(help.stdout.contains("pause-mode=MODE"), "{help:#?}");
+}
+
+#[test]
+fn dumping_the_plugin_makes_no_socket() {
+    let setup = setup();
+    let mut nbdkit = Command::new("nbdkit");
+    nbdkit
+        .current_dir(setup.path(""))
+        .arg(format!("--filter={}", filter::ours().display()))
+        .args(["memory", "--dump-plugin"]);
+    run(nbdkit).succeeded();
+    assert!(!setup.path("control").exists());
+}
