@@ -1,16 +1,20 @@
 //! The parameters: their names, what they accept, and what is said of one
 //! that can't be accepted. What they do is decided elsewhere.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, c_int};
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::nbdkit;
 
 /// What `nbdkit --filter=... --help` prints of the parameters.
 pub const HELP: &CStr =
     c"pause-control=SOCKET (required) The control socket: send p to pause, r to resume.
-pause-mode=MODE                 Its permissions in octal (default 0600).";
+pause-mode=MODE                 Its permissions in octal (default 0600).
+pause-flush=BOOL                Flush what was written before a pause is in force (default false).
+pause-timeout=DURATION          Resume that long after a pause was asked for (default: never).
+pause-hold=BOOL                 Offer + and -, pauses that end with their connection (default false).";
 
 /// The longest path that fits into `sun_path` of sockaddr_un with its NUL
 /// (unix(7)), in bytes.
@@ -23,6 +27,9 @@ const LARGEST_MODE: u32 = 0o777;
 pub struct Config {
     control: Option<PathBuf>,
     mode: u32,
+    flush: bool,
+    timeout: Option<Duration>,
+    hold: bool,
 }
 
 /// Why a parameter was not accepted.
@@ -37,11 +44,17 @@ pub enum ConfigError {
     ControlNotAbsolute(String),
     /// Not an octal number of 1 to 4 digits up to 0777.
     Mode(String),
+    /// Not a BOOL: which parameter, and its value.
+    Bool(&'static str, String),
+    /// Not a DURATION.
+    Timeout(String),
+    /// `pause-flush` and a thread model that doesn't allow it.
+    FlushNotParallel,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { control: None, mode: DEFAULT_MODE }
+        Config { control: None, mode: DEFAULT_MODE, flush: false, timeout: None, hold: false }
     }
 }
 
@@ -51,6 +64,9 @@ impl Config {
         match key.to_bytes() {
             b"pause-control" => self.control = Some(control_path(value)?),
             b"pause-mode" => self.mode = parse_mode(value)?,
+            b"pause-flush" => self.flush = parse_bool("pause-flush", value)?,
+            b"pause-timeout" => self.timeout = parse_duration(value)?,
+            b"pause-hold" => self.hold = parse_bool("pause-hold", value)?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -59,6 +75,36 @@ impl Config {
     /// The absolute path of the control socket. Called when all parameters are in.
     pub fn control(&self) -> Result<&PathBuf, ConfigError> {
         self.control.as_ref().ok_or(ConfigError::ControlMissing)
+    }
+
+    /// Checks the parameters against the thread model that nbdkit has chosen
+    /// for all layers.
+    ///
+    /// A pause flushes from a thread of ours, while other connections may be
+    /// opened and closed. Only a parallel plugin is ready for that: every other
+    /// model promises it one call at a time, for the whole plugin, for a
+    /// connection, or all calls from one thread (nbdkit-plugin(3), "THREADS").
+    pub fn check_thread_model(&self, thread_model: c_int) -> Result<(), ConfigError> {
+        let parallel = nbdkit::sys::NBDKIT_THREAD_MODEL_PARALLEL;
+        match self.flush && u32::try_from(thread_model) != Ok(parallel) {
+            true => Err(ConfigError::FlushNotParallel),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether a pause flushes.
+    pub fn flush(&self) -> bool {
+        self.flush
+    }
+
+    /// How long a pause lasts at most.
+    pub fn timeout(&self) -> Option<Duration> {
+        self.timeout
+    }
+
+    /// Whether `+` and `-` are commands.
+    pub fn hold(&self) -> bool {
+        self.hold
     }
 
     /// The permissions of the control socket.
@@ -93,6 +139,34 @@ fn parse_mode(value: &CStr) -> Result<u32, ConfigError> {
     }
 }
 
+fn parse_bool(key: &'static str, value: &CStr) -> Result<bool, ConfigError> {
+    nbdkit::parse_bool(value)
+        .ok_or_else(|| ConfigError::Bool(key, value.to_string_lossy().into_owned()))
+}
+
+/// `30`, `1.5`: seconds; `500ms`: milliseconds; 0 is none.
+fn parse_duration(value: &CStr) -> Result<Option<Duration>, ConfigError> {
+    let refused = || ConfigError::Timeout(value.to_string_lossy().into_owned());
+    let text = value.to_str().map_err(|_| refused())?;
+    let is_number = |digits: &str| {
+        // f64 alone would take a sign, an exponent, "inf" and ".".
+        digits.starts_with(|c: char| c.is_ascii_digit())
+            && digits.ends_with(|c: char| c.is_ascii_digit())
+            && digits.bytes().all(|b| b.is_ascii_digit() || b == b'.')
+    };
+    let duration = match text.strip_suffix("ms") {
+        Some(digits) if is_number(digits) && !digits.contains('.') => {
+            digits.parse().ok().map(Duration::from_millis)
+        }
+        None if is_number(text) => {
+            text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        }
+        _ => None,
+    };
+    let duration = duration.ok_or_else(refused)?;
+    Ok((!duration.is_zero()).then_some(duration))
+}
+
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -118,6 +192,20 @@ impl fmt::Display for ConfigError {
                 "pause-mode={value}: not a file mode: give 1 to 4 octal digits up to 0777, \
                  for example 0660"
             ),
+            ConfigError::Bool(key, value) => {
+                write!(f, "{key}={value}: not a truth value: give true or false")
+            }
+            ConfigError::Timeout(value) => write!(
+                f,
+                "pause-timeout={value}: not a duration: give seconds, such as 30 or 1.5, \
+                 or milliseconds, such as 500ms; 0 is none"
+            ),
+            ConfigError::FlushNotParallel => write!(
+                f,
+                "pause-flush=true: the thread model of this server is not parallel, so that a \
+                 flush by the filter could disturb the plugin: leave pause-flush out, or use a \
+                 plugin and filters that allow parallel requests"
+            ),
         }
     }
 }
@@ -142,6 +230,40 @@ mod tests {
             c"u=rw", c"\xff",
         ] {
             assert_eq!(mode_of(refused), None, "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_duration_is_seconds_or_milliseconds_and_0_is_none() {
+        let of = |value| parse_duration(value).ok();
+        assert_eq!(of(c"30"), Some(Some(Duration::from_secs(30))));
+        assert_eq!(of(c"1.5"), Some(Some(Duration::from_millis(1500))));
+        assert_eq!(of(c"500ms"), Some(Some(Duration::from_millis(500))));
+        for none in [c"0", c"0.0", c"0ms"] {
+            assert_eq!(of(none), Some(None), "{none:?}");
+        }
+        for refused in [
+            c"",
+            c"-1",
+            c"+1",
+            c"1e3",
+            c"inf",
+            c"nan",
+            c"1.",
+            c".5",
+            c"1.2.3",
+            c"ms",
+            c"1.5ms",
+            c"30s",
+            c" 1",
+            c"1 ",
+            c"1 ms",
+            c"-1ms",
+            c"99999999999999999999",
+            c"99999999999999999999ms",
+            c"1\xff",
+        ] {
+            assert_eq!(of(refused), None, "{refused:?}");
         }
     }
 

@@ -9,12 +9,12 @@ use std::ptr;
 use crate::config;
 use crate::connection::Connection;
 use crate::lifecycle::{self, Failed};
-use crate::nbdkit;
 use crate::nbdkit::sys::{
-    NBDKIT_FILTER_API_VERSION, NBDKIT_VERSION_STRING, nbdkit_backend, nbdkit_context,
-    nbdkit_extents, nbdkit_filter, nbdkit_next, nbdkit_next_config, nbdkit_next_config_complete,
-    nbdkit_next_open,
+    NBDKIT_FILTER_API_VERSION, NBDKIT_FLAG_FUA, NBDKIT_VERSION_STRING, nbdkit_backend,
+    nbdkit_context, nbdkit_extents, nbdkit_filter, nbdkit_next, nbdkit_next_config,
+    nbdkit_next_config_complete, nbdkit_next_open,
 };
+use crate::nbdkit::{self, Next};
 
 /// nbdkit's word for success and failure of a callback.
 fn status(result: Result<(), Failed>) -> c_int {
@@ -59,8 +59,8 @@ unsafe extern "C" fn config_complete(
     }
 }
 
-unsafe extern "C" fn get_ready(_thread_model: c_int) -> c_int {
-    status(lifecycle::get_ready())
+unsafe extern "C" fn get_ready(thread_model: c_int) -> c_int {
+    status(lifecycle::get_ready(thread_model))
 }
 
 unsafe extern "C" fn after_fork(_backend: *mut nbdkit_backend) -> c_int {
@@ -88,6 +88,35 @@ unsafe extern "C" fn close(handle: *mut c_void) {
     lifecycle::close(handle.cast());
 }
 
+unsafe extern "C" fn prepare(
+    next: *mut nbdkit_next,
+    handle: *mut c_void,
+    _readonly: c_int,
+) -> c_int {
+    // SAFETY: `next` is good until `finalize`, which lets go of it; it is used
+    // from another thread only where `get_ready` has seen a parallel model.
+    let next = unsafe { Next::new(next) };
+    // SAFETY: `handle` came from `open`; see `data_request`.
+    status(lifecycle::prepare(unsafe { connection(handle) }, next))
+}
+
+unsafe extern "C" fn finalize(_next: *mut nbdkit_next, handle: *mut c_void) -> c_int {
+    // SAFETY: `handle` came from `open`; see `data_request`.
+    lifecycle::finalize(unsafe { connection(handle) });
+    0
+}
+
+/// The connection behind a handle.
+///
+/// # Safety
+/// `handle` came from `open` and is not given to `close` before `'a` ends; the
+/// instance keeps the connection alive until then.
+#[inline]
+unsafe fn connection<'a>(handle: *mut c_void) -> &'a Connection {
+    // SAFETY: by this function's contract.
+    unsafe { &*handle.cast::<Connection>() }
+}
+
 /// Fails a data request with error `number`.
 ///
 /// # Safety
@@ -100,42 +129,74 @@ unsafe fn refuse(err: *mut c_int, number: c_int) -> c_int {
     -1
 }
 
+/// Calls the function `$name` of the next layer.
+macro_rules! below {
+    ($next:ident . $name:ident ( $($arg:ident),* ), $err:ident) => {
+        // SAFETY: `next` is that of the connection and good while a request
+        // is in progress; it is called with itself and the arguments as they came.
+        unsafe {
+            match (*$next).$name {
+                Some(below) => below($next, $($arg,)* $err),
+                None => refuse($err, libc::EOPNOTSUPP),
+            }
+        }
+    };
+}
+
 /// A callback for a data request: through the gate, to the function of the
-/// same name in the next layer, with the same arguments.
+/// same name in the next layer, with the same arguments. What follows `=>` is
+/// done with the connection and the result, inside the gate still.
 macro_rules! data_request {
-    ($name:ident ( $($arg:ident : $type:ty),* )) => {
+    ($name:ident ( $($arg:ident : $type:ty),* ) $(=> $then:ident ( $flags:ident ))?) => {
         unsafe extern "C" fn $name(
             next: *mut nbdkit_next,
             handle: *mut c_void,
             $($arg: $type,)*
             err: *mut c_int,
         ) -> c_int {
-            // SAFETY: `handle` came from `open` and was not given to `close`
-            // yet, until when the instance keeps the connection alive.
-            let connection = unsafe { &*handle.cast::<Connection>() };
+            // SAFETY: nbdkit passes the handle of an open connection.
+            let connection = unsafe { connection(handle) };
             let Ok(_pass) = connection.admit() else {
                 // SAFETY: nbdkit passes a valid `err`.
                 return unsafe { refuse(err, libc::ESHUTDOWN) };
             };
-            // SAFETY: `next` is that of the connection; it is called with
-            // itself and with the arguments as they came.
-            unsafe {
-                match (*next).$name {
-                    Some(below) => below(next, $($arg,)* err),
-                    None => refuse(err, libc::EOPNOTSUPP),
-                }
-            }
+            let result = below!(next.$name($($arg),*), err);
+            $($then(connection, $flags, result);)?
+            result
         }
     };
 }
 
+/// The request may have changed the disk, also where it failed: in part.
+#[inline]
+fn changed(connection: &Connection, flags: u32, result: c_int) {
+    // What has FUA is stable when it is done.
+    if flags & NBDKIT_FLAG_FUA == 0 || result != 0 {
+        connection.changed();
+    }
+}
+
 data_request!(pread(buf: *mut c_void, count: u32, offset: u64, flags: u32));
-data_request!(pwrite(buf: *const c_void, count: u32, offset: u64, flags: u32));
-data_request!(flush(flags: u32));
-data_request!(trim(count: u32, offset: u64, flags: u32));
-data_request!(zero(count: u32, offset: u64, flags: u32));
+data_request!(pwrite(buf: *const c_void, count: u32, offset: u64, flags: u32) => changed(flags));
+data_request!(trim(count: u32, offset: u64, flags: u32) => changed(flags));
+data_request!(zero(count: u32, offset: u64, flags: u32) => changed(flags));
 data_request!(extents(count: u32, offset: u64, flags: u32, extents: *mut nbdkit_extents));
 data_request!(cache(count: u32, offset: u64, flags: u32));
+
+unsafe extern "C" fn flush(
+    next: *mut nbdkit_next,
+    handle: *mut c_void,
+    flags: u32,
+    err: *mut c_int,
+) -> c_int {
+    // SAFETY: nbdkit passes the handle of an open connection.
+    let connection = unsafe { connection(handle) };
+    let Ok(_pass) = connection.admit() else {
+        // SAFETY: nbdkit passes a valid `err`.
+        return unsafe { refuse(err, libc::ESHUTDOWN) };
+    };
+    connection.flush(|| below!(next.flush(flags), err), |result| *result == 0)
+}
 
 /// nbdkit wants a pointer that it could write through.
 struct Table(UnsafeCell<nbdkit_filter>);
@@ -160,6 +221,8 @@ static TABLE: Table = Table(UnsafeCell::new(nbdkit_filter {
     after_fork: Some(after_fork),
     open: Some(open),
     close: Some(close),
+    prepare: Some(prepare),
+    finalize: Some(finalize),
 
     pread: Some(pread),
     pwrite: Some(pwrite),

@@ -1,19 +1,18 @@
 //! What happens in the life of the server: parameters, start, connections,
 //! end. Called by `filter` in the order that nbdkit-filter(3) lays down.
 
-use std::collections::BTreeMap;
-use std::ffi::CStr;
+use std::ffi::{CStr, c_int};
 use std::sync::Arc;
 
-use log::{debug, error, info};
+use log::{error, info};
 use parking_lot::Mutex;
 
 use crate::config::Config;
-use crate::connection::Connection;
-use crate::control::Control;
+use crate::connection::{Connection, Connections};
+use crate::control::{Control, Rules, Storage};
 use crate::gate::{Barrier, Gate};
 use crate::logger;
-use crate::nbdkit;
+use crate::nbdkit::{self, Next};
 use crate::os::Bell;
 use crate::socket::ControlSocket;
 
@@ -33,9 +32,9 @@ struct Instance {
 struct Serving {
     _control: Control,
     gate: Arc<Gate>,
-    /// By address. nbdkit may skip `close` when it ends, and what it has left
-    /// open then goes with the instance.
-    connections: BTreeMap<usize, Arc<Connection>>,
+    connections: Arc<Connections>,
+    /// Pauses flush.
+    flush: bool,
 }
 
 /// The callback failed, and the log says why.
@@ -88,8 +87,9 @@ pub fn config_complete() -> Result<(), Failed> {
 /// The last step before nbdkit opens its own sockets, changes user and goes
 /// into the background: an error is still seen by who started it. The process
 /// has a single thread.
-pub fn get_ready() -> Result<(), Failed> {
+pub fn get_ready(thread_model: c_int) -> Result<(), Failed> {
     with_instance(|instance| {
+        instance.config.check_thread_model(thread_model).map_err(failed)?;
         let path = instance.config.control().map_err(failed)?;
         let socket = ControlSocket::bind(path, instance.config.mode()).map_err(failed)?;
         instance.socket = Some(Arc::new(socket));
@@ -117,25 +117,45 @@ fn serve(instance: &Instance) -> Result<Serving, Failed> {
     let rung = bell.clone();
     let gate = Arc::new(Gate::new(Barrier::best(), move || rung.ring()));
     info!("the gate is open; closing it costs {:?}", gate.barrier());
-    let control = Control::start(socket, gate.clone(), bell)
+    let connections = Arc::new(Connections::default());
+    let flush = instance.config.flush();
+    let rules = Rules {
+        flush: flush.then(|| connections.clone() as Arc<dyn Storage>),
+        timeout: instance.config.timeout(),
+        holds: instance.config.hold(),
+    };
+    let control = Control::start(socket, gate.clone(), bell, rules)
         .map_err(|e| failed(format_args!("cannot start the control thread: {e}")))?;
-    Ok(Serving { _control: control, gate, connections: BTreeMap::new() })
+    Ok(Serving { _control: control, gate, connections, flush })
 }
 
 /// A client has connected: the handle for its requests, valid until `close`.
 pub fn open() -> Result<*const Connection, Failed> {
-    with_serving(|serving| {
-        let connection = Arc::new(Connection::new(serving.gate.clone()));
-        let handle = Arc::as_ptr(&connection);
-        serving.connections.insert(handle.addr(), connection);
-        debug!("a client has connected: {} in all", serving.connections.len());
-        handle
-    })
+    with_serving(|serving| serving.connections.open(serving.gate.clone()))
+}
+
+/// The connection's requests are about to begin; `next` is where they go.
+pub fn prepare(connection: &Connection, next: Next) -> Result<(), Failed> {
+    if with_serving(|serving| serving.flush)? {
+        // Asked now, since nbdkit remembers the answer and does not fail later.
+        if next.can_flush().map_err(|()| Failed)? {
+            connection.flushable(next);
+        }
+    }
+    Ok(())
+}
+
+/// The connection's requests have ended, and its next layer is about to.
+pub fn finalize(connection: &Connection) {
+    // Without the instance locked: it may take as long as a flush or a drain.
+    if !connection.finalize() {
+        let _ = with_serving(|serving| serving.connections.has_lost_writes());
+    }
 }
 
 /// The client has left; no request with this handle is in progress.
 pub fn close(handle: *const Connection) {
-    let _ = with_serving(|serving| serving.connections.remove(&handle.addr()));
+    let _ = with_serving(|serving| serving.connections.close(handle));
 }
 
 fn with_instance<R>(act: impl FnOnce(&mut Instance) -> Result<R, Failed>) -> Result<R, Failed> {

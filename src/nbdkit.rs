@@ -1,7 +1,8 @@
 //! The safe face of the functions that nbdkit offers to filters, and the raw
 //! bindings they come from. No decisions are taken here.
 
-use std::ffi::{CStr, CString, OsStr, c_char};
+use std::ffi::{CStr, CString, OsStr, c_char, c_int};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -65,6 +66,62 @@ pub fn no_use_going_on() -> bool {
     unsafe { sys::nbdkit_nanosleep(0, 0) == -1 }
 }
 
+/// What a parameter of kind BOOL says, by nbdkit's own rules (nbdkit-plugin(3),
+/// "nbdkit_parse_bool"). `None` where it is none; nbdkit has then said so.
+pub fn parse_bool(value: &CStr) -> Option<bool> {
+    // SAFETY: nbdkit_parse_bool reads a NUL-terminated string.
+    match unsafe { sys::nbdkit_parse_bool(value.as_ptr()) } {
+        0 => Some(false),
+        1 => Some(true),
+        _ => None,
+    }
+}
+
+/// The next layer of one connection, for calls from a thread of ours. It is
+/// good from the connection's `prepare` to its `finalize` (nbdkit-filter(3),
+/// "NEXT PLUGIN"), and may be used from any thread where the server's thread
+/// model is parallel.
+pub struct Next(*mut sys::nbdkit_next);
+
+// SAFETY: see the type: the pointer is not bound to a thread.
+unsafe impl Send for Next {}
+
+impl Next {
+    /// # Safety
+    /// `next` came with `prepare`, and this `Next` is dropped before
+    /// `finalize` of the same connection returns. The thread model is parallel.
+    pub unsafe fn new(next: *mut sys::nbdkit_next) -> Self {
+        Next(next)
+    }
+
+    /// Whether the next layer can be flushed.
+    ///
+    /// # Errors
+    /// It does not know; it has said why.
+    pub fn can_flush(&self) -> Result<bool, ()> {
+        // SAFETY: `next` is good, by the contract of `new`.
+        match unsafe { (*self.0).can_flush.map(|can_flush| can_flush(self.0)) } {
+            Some(0) | None => Ok(false),
+            Some(-1) => Err(()),
+            Some(_) => Ok(true),
+        }
+    }
+
+    /// Makes what was written stable. Only where `can_flush` says yes.
+    ///
+    /// # Errors
+    /// The error of the next layer, in words.
+    pub fn flush(&self) -> Result<(), String> {
+        let mut number: c_int = 0;
+        // SAFETY: `next` is good, by the contract of `new`; no flags, as
+        // nbdkit-filter(3), ".flush", asks.
+        match unsafe { (*self.0).flush.map(|flush| flush(self.0, 0, &raw mut number)) } {
+            Some(0) => Ok(()),
+            _ => Err(format!("flush failed: {}", io::Error::from_raw_os_error(number))),
+        }
+    }
+}
+
 /// A string that nbdkit passed to a callback.
 ///
 /// # Safety
@@ -78,7 +135,7 @@ pub unsafe fn string<'a>(string: *const c_char) -> &'a CStr {
 }
 
 /// Unit tests run without a server, and have to be linked all the same. These
-/// stand in for the four functions; nothing is tested through them.
+/// stand in for its functions; nothing is tested through them.
 #[cfg(test)]
 mod no_server {
     use std::ffi::{c_char, c_int};
@@ -92,6 +149,11 @@ mod no_server {
     #[unsafe(no_mangle)]
     extern "C" fn nbdkit_absolute_path(_path: *const c_char) -> *mut c_char {
         std::ptr::null_mut()
+    }
+
+    #[unsafe(no_mangle)]
+    extern "C" fn nbdkit_parse_bool(_value: *const c_char) -> c_int {
+        -1
     }
 
     #[unsafe(no_mangle)]

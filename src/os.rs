@@ -12,7 +12,7 @@ use std::time::Duration;
 
 /// What to poll a descriptor for, and what was found.
 pub use libc::pollfd as PollFd;
-pub use libc::{POLLIN, POLLOUT};
+pub use libc::{POLLERR, POLLHUP, POLLIN, POLLOUT};
 
 /// Waits until one of `fds` is ready or `limit` has passed (poll(2)). A signal
 /// ends the wait early, with nothing ready.

@@ -3,12 +3,12 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use crate::control::session::Session;
-use crate::os::{self, POLLIN, POLLOUT, PollFd};
+use crate::os::{self, POLLERR, POLLHUP, POLLIN, POLLOUT, PollFd};
 
 /// Read at most so much before others have their turn.
 const CHUNK: usize = 4096;
@@ -27,6 +27,8 @@ pub struct Controller {
     input_ended: bool,
     /// It can't be sent anything more.
     vanished: bool,
+    /// It is gone in both directions; what it sent before still counts.
+    hung_up: bool,
 }
 
 /// How the log calls a controller.
@@ -48,6 +50,7 @@ impl Controller {
             active: Instant::now(),
             input_ended: false,
             vanished: false,
+            hung_up: false,
         })
     }
 
@@ -61,13 +64,13 @@ impl Controller {
         self.active
     }
 
-    /// Its descriptor, for telling controllers apart while they are connected.
-    pub fn fd(&self) -> RawFd {
-        self.stream.as_raw_fd()
+    /// Tells it apart from all others since the start.
+    pub fn number(&self) -> u64 {
+        self.name.number
     }
 
-    /// What to wait for. Nothing at all (a negative descriptor) while a reply
-    /// is owed: a hang-up would be reported again and again.
+    /// What to wait for. A hang-up is always reported, and again and again: one
+    /// that is known is not waited for.
     pub fn poll(&self) -> PollFd {
         let mut events = 0;
         if !self.input_ended && self.session.is_done() && self.session.replies().len() < MOST_UNSENT
@@ -77,11 +80,27 @@ impl Controller {
         if !self.session.replies().is_empty() {
             events |= POLLOUT;
         }
-        PollFd { fd: if events == 0 { -1 } else { self.fd() }, events, revents: 0 }
+        let fd = if events == 0 && self.hung_up { -1 } else { self.stream.as_raw_fd() };
+        PollFd { fd, events, revents: 0 }
+    }
+
+    /// Takes note of what `poll` has found, and reads what there is to read.
+    pub fn polled(&mut self, fd: &PollFd) {
+        if fd.revents & (POLLHUP | POLLERR) != 0 {
+            self.hung_up = true;
+        }
+        if fd.revents != 0 && fd.events & POLLIN != 0 {
+            self.read();
+        }
+    }
+
+    /// Whether it is gone for good, so that nobody is there to hold anything.
+    pub fn hung_up(&self) -> bool {
+        self.hung_up || self.vanished
     }
 
     /// Takes what the controller has sent, up to a bound.
-    pub fn read(&mut self) {
+    fn read(&mut self) {
         let mut chunk = [0; CHUNK];
         match self.stream.read(&mut chunk) {
             Ok(0) => self.input_ended = true,

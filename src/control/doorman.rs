@@ -25,14 +25,18 @@ const MOST_AT_ONCE: usize = 16;
 /// readable meanwhile, and would keep the loop busy.
 const PATIENCE: Duration = Duration::from_millis(100);
 
+/// Accepting has to work for so long before a shortage counts as over. Near
+/// the limit it comes and goes, and each time would be a line in the log.
+const CALM: Duration = Duration::from_secs(10);
+
 /// See the file's text.
 pub struct Doorman {
     socket: Arc<ControlSocket>,
     /// Given up when there is no other descriptor left, so that one controller
     /// can always be served.
     spare: Option<File>,
-    /// Accepting fails at present; this has been logged.
-    in_trouble: bool,
+    /// When accepting failed last; this has been logged, once.
+    trouble: Option<Instant>,
     not_before: Option<Instant>,
     number: u64,
 }
@@ -40,7 +44,7 @@ pub struct Doorman {
 impl Doorman {
     /// Nobody has come yet.
     pub fn new(socket: Arc<ControlSocket>) -> Self {
-        Doorman { socket, spare: spare(), in_trouble: false, not_before: None, number: 0 }
+        Doorman { socket, spare: spare(), trouble: None, not_before: None, number: 0 }
     }
 
     /// What to wait for.
@@ -52,9 +56,9 @@ impl Doorman {
         PollFd { fd, events: POLLIN, revents: 0 }
     }
 
-    /// How long to wait at most.
-    pub fn limit(&self) -> Option<Duration> {
-        self.not_before.map(|then| then.saturating_duration_since(Instant::now()))
+    /// When `poll` has to be asked again even if nobody comes.
+    pub fn not_before(&self) -> Option<Instant> {
+        self.not_before
     }
 
     /// Call once in each turn of the loop, after controllers may have left.
@@ -67,13 +71,14 @@ impl Doorman {
         }
     }
 
-    /// Lets in who has knocked, if need be in exchange for who is idle.
-    pub fn admit(&mut self, controllers: &mut Vec<Controller>) {
+    /// Lets in who has knocked, if need be in exchange for who is idle; never
+    /// for one that `is_holder`, by its number.
+    pub fn admit(&mut self, controllers: &mut Vec<Controller>, is_holder: impl Fn(u64) -> bool) {
         for _ in 0..MOST_AT_ONCE {
-            match self.accept(controllers) {
+            match self.accept(controllers, &is_holder) {
                 Ok(stream) => {
                     if controllers.len() >= MOST_CONTROLLERS {
-                        close_idlest(controllers, "64 are connected already");
+                        close_idlest(controllers, &is_holder, "no more can be connected at once");
                     }
                     self.number = self.number.wrapping_add(1);
                     match Controller::new(stream, self.number) {
@@ -82,10 +87,6 @@ impl Doorman {
                             controllers.push(controller);
                         }
                         Err(e) => error!("a controller could not be served: {e}"),
-                    }
-                    if self.in_trouble && self.spare.is_some() {
-                        self.in_trouble = false;
-                        info!("controllers are accepted as usual again");
                     }
                 }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return,
@@ -98,10 +99,20 @@ impl Doorman {
     }
 
     /// accept(2), making room for it where need be.
-    fn accept(&mut self, controllers: &mut Vec<Controller>) -> io::Result<UnixStream> {
+    fn accept(
+        &mut self,
+        controllers: &mut Vec<Controller>,
+        is_holder: &impl Fn(u64) -> bool,
+    ) -> io::Result<UnixStream> {
         loop {
             let e = match self.socket.listener().accept() {
-                Ok((stream, _)) => return Ok(stream),
+                Ok((stream, _)) => {
+                    if self.spare.is_some() && self.trouble.is_some_and(|t| t.elapsed() > CALM) {
+                        self.trouble = None;
+                        info!("controllers are accepted as usual again");
+                    }
+                    return Ok(stream);
+                }
                 Err(e) => e,
             };
             match e.kind() {
@@ -109,13 +120,13 @@ impl Doorman {
                 ErrorKind::WouldBlock => return Err(e),
                 _ => {}
             }
-            if !self.in_trouble {
-                self.in_trouble = true;
-                error!("cannot accept a controller: {e}; idle controllers make room for new ones");
+            if self.trouble.replace(Instant::now()).is_none() {
+                error!("cannot accept a controller: {e}; idle ones make room until that is over");
             }
             let out_of_descriptors = matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
             if !out_of_descriptors
-                || (self.spare.take().is_none() && !close_idlest(controllers, "of the shortage"))
+                || (self.spare.take().is_none()
+                    && !close_idlest(controllers, is_holder, "file descriptors have run out"))
             {
                 return Err(e);
             }
@@ -125,10 +136,15 @@ impl Doorman {
 
 /// Closes the controller that has been silent for the longest time; one that
 /// waits for its pause only if there is no other. False if there is none.
-fn close_idlest(controllers: &mut Vec<Controller>, why: &str) -> bool {
+fn close_idlest(
+    controllers: &mut Vec<Controller>,
+    is_holder: &impl Fn(u64) -> bool,
+    why: &str,
+) -> bool {
     let idlest = controllers
         .iter()
         .enumerate()
+        .filter(|(_, controller)| !is_holder(controller.number()))
         .min_by_key(|(_, controller)| (controller.session.is_waiting(), controller.active()))
         .map(|(index, _)| index);
     match idlest {

@@ -4,6 +4,7 @@
 
 mod controller;
 mod doorman;
+mod flusher;
 mod pause;
 mod session;
 
@@ -12,6 +13,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use log::{error, info};
 
@@ -20,11 +22,23 @@ use crate::os::{self, Bell, POLLIN, PollFd};
 use crate::socket::ControlSocket;
 use controller::Controller;
 use doorman::Doorman;
-use pause::{Asked, Pause};
+use flusher::Flusher;
+pub use flusher::Storage;
+use pause::{Asked, Pause, Progress};
 use session::{Command, Reply};
 
 /// More than the loop needs; the default would count against limits on memory.
 const STACK: usize = 128 * 1024;
+
+/// What the parameters say of pauses.
+pub struct Rules {
+    /// What is to be made stable before a pause is in force.
+    pub flush: Option<Arc<dyn Storage>>,
+    /// How long a pause lasts at most.
+    pub timeout: Option<Duration>,
+    /// Whether `+` and `-` are commands.
+    pub holds: bool,
+}
 
 /// The control thread. It is stopped and joined when this is dropped.
 pub struct Control {
@@ -39,13 +53,20 @@ impl Control {
     ///
     /// # Errors
     /// No thread could be had.
-    pub fn start(socket: Arc<ControlSocket>, gate: Arc<Gate>, bell: Arc<Bell>) -> io::Result<Self> {
+    pub fn start(
+        socket: Arc<ControlSocket>,
+        gate: Arc<Gate>,
+        bell: Arc<Bell>,
+        rules: Rules,
+    ) -> io::Result<Self> {
+        let flusher = rules.flush.map(|storage| Flusher::new(storage, bell.clone()));
         let stop = Arc::new(AtomicBool::new(false));
         let control = Loop {
             doorman: Doorman::new(socket),
             bell: bell.clone(),
             stop: stop.clone(),
-            pause: Pause::new(gate),
+            pause: Pause::new(gate, flusher, rules.timeout),
+            holds: rules.holds,
             controllers: Vec::new(),
         };
         let thread = os::without_signals(|| {
@@ -74,6 +95,7 @@ struct Loop {
     bell: Arc<Bell>,
     stop: Arc<AtomicBool>,
     pause: Pause,
+    holds: bool,
     controllers: Vec<Controller>,
 }
 
@@ -85,7 +107,7 @@ impl Loop {
             fds.push(PollFd { fd: self.bell.as_fd().as_raw_fd(), events: POLLIN, revents: 0 });
             fds.push(self.doorman.poll());
             fds.extend(self.controllers.iter().map(Controller::poll));
-            if let Err(e) = os::poll(&mut fds, self.doorman.limit()) {
+            if let Err(e) = os::poll(&mut fds, self.limit()) {
                 error!("the control socket is not served any more: poll: {e}");
                 return;
             }
@@ -93,45 +115,68 @@ impl Loop {
         }
     }
 
+    /// How long there is nothing to do if nobody comes.
+    fn limit(&self) -> Option<Duration> {
+        let deadline =
+            [self.doorman.not_before(), self.pause.deadline()].into_iter().flatten().min();
+        deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+    }
+
     /// Does all that can be done now. `fds` is in the order `run` made it.
     fn turn(&mut self, fds: &[PollFd]) {
         let mut fds = fds.iter();
         if fds.next().is_some_and(|bell| bell.revents != 0) {
             self.bell.silence();
-            self.move_on();
         }
         let knock = fds.next().is_some_and(|listener| listener.revents != 0);
         for (controller, fd) in self.controllers.iter_mut().zip(fds) {
-            if fd.revents != 0 && fd.events & POLLIN != 0 {
-                controller.read();
-            }
+            controller.polled(fd);
         }
+        // Before any command is heard: one that comes after the deadline must
+        // not find the pause still in force.
+        self.move_on();
         self.carry_out();
-        self.controllers.retain_mut(|controller| {
-            controller.write();
-            let finished = controller.is_finished();
-            if finished {
-                info!("{} has left", controller.name());
-            }
-            !finished
-        });
+        self.let_leave();
         // Last: the indices of `fds` hold no longer.
         if knock {
-            self.doorman.admit(&mut self.controllers);
+            let pause = &self.pause;
+            self.doorman.admit(&mut self.controllers, |number| pause.is_holder(number));
         }
         self.doorman.rest();
     }
 
-    /// Looks whether the drain is over, and answers whom it concerns.
+    /// Looks how far the pause is, and answers whom it concerns.
     fn move_on(&mut self) {
-        if self.pause.progress() {
-            self.answer_waiting(Reply::Paused);
+        match self.pause.progress() {
+            Progress::None => {}
+            Progress::Paused => self.settle_waiting(true),
+            Progress::Ended => self.settle_waiting(false),
         }
     }
 
-    fn answer_waiting(&mut self, reply: Reply) {
-        for controller in self.controllers.iter_mut().filter(|c| c.session.is_waiting()) {
-            controller.session.answer(reply);
+    fn settle_waiting(&mut self, well: bool) {
+        for controller in &mut self.controllers {
+            controller.session.settle(well);
+        }
+    }
+
+    /// Sends replies, and parts with those who are done. A hold ends with its
+    /// connection.
+    fn let_leave(&mut self) {
+        let pause = &mut self.pause;
+        self.controllers.retain_mut(|controller| {
+            controller.write();
+            if controller.hung_up() || controller.is_finished() {
+                pause.let_go(controller.number(), &controller.name());
+            }
+            if controller.is_finished() {
+                info!("{} has left", controller.name());
+            }
+            !controller.is_finished()
+        });
+        if !self.pause.is_wanted() {
+            // Its last holder has vanished while it waited.
+            self.settle_waiting(false);
         }
     }
 
@@ -143,29 +188,37 @@ impl Loop {
                 controller.session.next_command().map(|command| (index, command))
             });
             let Some((index, command)) = next else { return };
-            let Some(name) = self.controllers.get(index).map(Controller::name) else {
-                return;
-            };
-            let reply = match command {
-                Command::Pause => match self.pause.pause(&name) {
-                    Asked::Paused => Some(Reply::Paused),
-                    Asked::Draining => None,
-                    Asked::Failed => Some(Reply::No),
-                },
-                Command::Resume => {
-                    self.pause.resume(&name);
-                    // A pause that was still draining never took effect.
-                    self.answer_waiting(Reply::No);
-                    Some(Reply::Resumed)
-                }
-                Command::Unknown => Some(Reply::No),
-            };
-            if let Some(controller) = self.controllers.get_mut(index) {
-                match reply {
-                    Some(reply) => controller.session.answer(reply),
-                    None => controller.session.wait(),
-                }
+            self.obey(index, command);
+        }
+    }
+
+    fn obey(&mut self, index: usize, command: Command) {
+        let Some(controller) = self.controllers.get(index) else { return };
+        let (number, name) = (controller.number(), controller.name());
+        let (asked, hope) = match command {
+            Command::Pause => (self.pause.pause(&name), Reply::Paused),
+            Command::Hold if self.holds => (self.pause.hold(number, &name), Reply::Held),
+            Command::LetGo if self.holds => match self.pause.let_go(number, &name) {
+                true => (Asked::Paused, Reply::LetGo),
+                false => (Asked::Failed, Reply::No),
+            },
+            Command::Resume => {
+                self.pause.resume(&name);
+                // A pause that was not in force yet never took effect.
+                self.settle_waiting(false);
+                (Asked::Paused, Reply::Resumed)
             }
+            Command::Unknown | Command::Hold | Command::LetGo => (Asked::Failed, Reply::No),
+        };
+        if !self.pause.is_wanted() {
+            // It ended just now, and others may have waited for it.
+            self.settle_waiting(false);
+        }
+        let Some(controller) = self.controllers.get_mut(index) else { return };
+        match asked {
+            Asked::Paused => controller.session.answer(hope),
+            Asked::Pending => controller.session.wait_for(hope),
+            Asked::Failed => controller.session.answer(Reply::No),
         }
     }
 }

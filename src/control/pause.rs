@@ -1,29 +1,50 @@
-//! The pause itself: whether it is asked for, draining or in force, and what
-//! the log says about it. Who asked, and over which socket, is not known here.
+//! The pause itself: who wants it, how far it is, when it ends, and what the
+//! log says about it. Over which socket it was asked for is not known here.
 
+use std::collections::BTreeSet;
+use std::fmt;
+use std::mem;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use log::{error, info};
 
+use crate::control::flusher::Flusher;
 use crate::gate::Gate;
+
+/// So many holds at once. A connection with a hold is never closed to make
+/// room, so there have to be places that no hold can take.
+const MOST_HOLDS: usize = 32;
 
 /// Owns the closing side of the gate. Used by the control thread alone.
 pub struct Pause {
     gate: Arc<Gate>,
-    state: State,
+    flusher: Option<Flusher>,
+    timeout: Option<Duration>,
+    stage: Stage,
+    /// `p` was asked for, and `r` was not since.
+    asked: bool,
+    /// Connections that asked for a hold and have not given it back.
+    holds: BTreeSet<u64>,
 }
 
-enum State {
+/// The gate is closed in all stages but the first, as long as `asked` or any
+/// hold wants it to be.
+enum Stage {
     Running,
-    /// Closed; requests are still in flight.
-    Draining {
-        since: Instant,
-    },
-    /// Closed; nothing is in flight.
-    Paused {
-        since: Instant,
-    },
+    /// Requests are still in flight.
+    Draining(Closed),
+    /// Nothing is in flight; what was written is being made stable.
+    Flushing(Closed),
+    /// Nothing is in flight, and all is stable that was to be.
+    Paused(Closed),
+}
+
+/// Since when the gate is closed, and until when at most.
+#[derive(Clone, Copy)]
+struct Closed {
+    since: Instant,
+    deadline: Option<Instant>,
 }
 
 /// What became of a request to pause.
@@ -31,64 +52,200 @@ enum State {
 pub enum Asked {
     /// The pause is in force.
     Paused,
-    /// Requests are in flight; ask `progress` when the gate rings.
-    Draining,
-    /// The pause could not be had; requests flow.
+    /// Not yet; ask `progress` when the bell rings.
+    Pending,
+    /// It could not be had, for this one at least.
     Failed,
 }
 
+/// How the pause has moved on.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Nothing to tell anyone.
+    None,
+    /// The pause is in force: whoever waits for it has it.
+    Paused,
+    /// The pause is over: whoever waits for it doesn't get it.
+    Ended,
+}
+
 impl Pause {
-    /// Requests flow.
-    pub fn new(gate: Arc<Gate>) -> Self {
-        Pause { gate, state: State::Running }
+    /// Requests flow. `flusher` makes what was written stable before a pause
+    /// is in force; `timeout` after it was closed, the gate opens by itself.
+    pub fn new(gate: Arc<Gate>, flusher: Option<Flusher>, timeout: Option<Duration>) -> Self {
+        Pause {
+            gate,
+            flusher,
+            timeout,
+            stage: Stage::Running,
+            asked: false,
+            holds: BTreeSet::new(),
+        }
     }
 
-    /// Asks for the pause; `who` is for the log.
-    pub fn pause(&mut self, who: &dyn std::fmt::Display) -> Asked {
-        match self.state {
-            State::Paused { .. } => return Asked::Paused,
-            State::Draining { .. } => {}
-            State::Running => {
+    /// `p`: asks for a pause that lasts until `resume`.
+    pub fn pause(&mut self, who: &dyn fmt::Display) -> Asked {
+        let asked = self.close(format_args!("pause requested by {who}"));
+        self.asked |= asked != Asked::Failed;
+        asked
+    }
+
+    /// `+`: asks for a pause that lasts until connection `holder` lets go.
+    pub fn hold(&mut self, holder: u64, who: &dyn fmt::Display) -> Asked {
+        if self.holds.len() >= MOST_HOLDS && !self.holds.contains(&holder) {
+            error!("no hold for {who}: {MOST_HOLDS} are in force already");
+            return Asked::Failed;
+        }
+        let asked = self.close(format_args!("hold requested by {who}"));
+        if asked != Asked::Failed {
+            self.holds.insert(holder);
+        }
+        asked
+    }
+
+    /// `-`, or the end of the connection: the hold is over. False if it was
+    /// over before, or never was.
+    pub fn let_go(&mut self, holder: u64, who: &dyn fmt::Display) -> bool {
+        let held = self.holds.remove(&holder);
+        if held {
+            info!("{who} lets go: {} more holds", self.holds.len());
+            if !self.is_wanted() {
+                self.end(format_args!("resumed by {who}"));
+            }
+        }
+        held
+    }
+
+    /// Whether this connection has a hold, or has asked for one.
+    pub fn is_holder(&self, holder: u64) -> bool {
+        self.holds.contains(&holder)
+    }
+
+    /// Whether anybody wants the gate closed.
+    pub fn is_wanted(&self) -> bool {
+        self.asked || !self.holds.is_empty()
+    }
+
+    /// `r`: the pause and all holds are over, in force or not.
+    pub fn resume(&mut self, who: &dyn fmt::Display) {
+        if !self.holds.is_empty() {
+            error!("{who} ends {} holds before their time", self.holds.len());
+        }
+        self.end(format_args!("resumed by {who}"));
+    }
+
+    /// When `progress` is to be asked even if no bell rings.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.closed().and_then(|closed| closed.deadline)
+    }
+
+    /// Moves on as far as possible. Ask it when the bell rings and when the
+    /// deadline is past.
+    pub fn progress(&mut self) -> Progress {
+        if self.deadline().is_some_and(|deadline| deadline <= Instant::now()) {
+            error!(
+                "pause-timeout: the pause is ended after {:?}; whoever relied on it must not: \
+                 a snapshot that is being taken now is torn",
+                self.timeout.unwrap_or_default(),
+            );
+            self.end(format_args!("resumed by pause-timeout"));
+            return Progress::Ended;
+        }
+        match self.advance() {
+            Ok(true) => Progress::Paused,
+            Ok(false) => Progress::None,
+            Err(why) => {
+                error!("pause-flush: {why}; the pause is given up");
+                self.end(format_args!("resumed by the filter"));
+                Progress::Ended
+            }
+        }
+    }
+
+    /// Closes the gate if it is open, and looks how far the pause gets at once.
+    fn close(&mut self, log: fmt::Arguments<'_>) -> Asked {
+        match self.stage {
+            Stage::Paused(_) => return Asked::Paused,
+            Stage::Draining(_) | Stage::Flushing(_) => {}
+            Stage::Running => {
                 let since = Instant::now();
                 if let Err(e) = self.gate.close() {
                     error!("cannot pause: {e}; requests flow on");
                     return Asked::Failed;
                 }
-                self.state = State::Draining { since };
-                info!("pause requested by {who}: {} requests in flight", self.gate.in_flight());
+                // Too far away to be told in this clock is no deadline.
+                let deadline = self.timeout.and_then(|timeout| since.checked_add(timeout));
+                self.stage = Stage::Draining(Closed { since, deadline });
+                info!("{log}: {} requests in flight", self.gate.in_flight());
             }
         }
-        if self.progress() { Asked::Paused } else { Asked::Draining }
+        match self.progress() {
+            Progress::Paused => Asked::Paused,
+            Progress::None => Asked::Pending,
+            Progress::Ended => Asked::Failed,
+        }
     }
 
-    /// Looks whether the drain is over; true if the pause is in force.
-    pub fn progress(&mut self) -> bool {
-        if let State::Draining { since } = self.state {
+    /// From stage to stage as far as possible; true in the last one.
+    fn advance(&mut self) -> Result<bool, String> {
+        if let Stage::Draining(closed) = self.stage {
             if self.gate.drained() {
-                info!("paused: drained in {:?}", since.elapsed());
-                self.state = State::Paused { since };
+                info!("drained in {:?}", closed.since.elapsed());
+                self.stage = Stage::Flushing(closed);
+                if let Some(flusher) = &mut self.flusher {
+                    flusher.restart();
+                }
             }
         }
-        matches!(self.state, State::Paused { .. })
+        if let Stage::Flushing(closed) = self.stage {
+            let flushed = match &mut self.flusher {
+                Some(flusher) => flusher.is_done()?,
+                None => true,
+            };
+            if flushed {
+                info!("paused, {:?} after it was asked for", closed.since.elapsed());
+                self.stage = Stage::Paused(closed);
+            }
+        }
+        Ok(matches!(self.stage, Stage::Paused(_)))
     }
 
-    /// Ends the pause, in force or not; `who` is for the log.
-    pub fn resume(&mut self, who: &dyn std::fmt::Display) {
-        match self.state {
-            State::Running => return,
-            State::Draining { since } => info!(
-                "pause cancelled by {who} after {:?}: {} requests still in flight, {} held",
-                since.elapsed(),
-                self.gate.in_flight(),
-                self.gate.held(),
-            ),
-            State::Paused { since } => info!(
-                "resumed by {who} after {:?}: {} requests were held",
-                since.elapsed(),
-                self.gate.held(),
-            ),
+    fn closed(&self) -> Option<Closed> {
+        match self.stage {
+            Stage::Running => None,
+            Stage::Draining(closed) | Stage::Flushing(closed) | Stage::Paused(closed) => {
+                Some(closed)
+            }
         }
-        self.state = State::Running;
+    }
+
+    /// Requests flow from here on.
+    fn end(&mut self, log: fmt::Arguments<'_>) {
+        self.asked = false;
+        self.holds.clear();
+        let stage = mem::replace(&mut self.stage, Stage::Running);
+        // What is said below can wait; requests have waited long enough.
+        let held = self.gate.held();
         self.gate.open();
+        match stage {
+            Stage::Running => {}
+            Stage::Draining(closed) => info!(
+                "{log}, cancelled after {:?}: {} requests had not finished, {held} were held",
+                closed.since.elapsed(),
+                self.gate.in_flight(),
+            ),
+            Stage::Flushing(closed) => {
+                if let Some(flusher) = &mut self.flusher {
+                    flusher.cancel();
+                }
+                info!(
+                    "{log}, cancelled while flushing, after {:?}: {held} requests were held",
+                    closed.since.elapsed(),
+                );
+            }
+            Stage::Paused(closed) => {
+                info!("{log} after {:?}: {held} requests were held", closed.since.elapsed());
+            }
+        }
     }
 }

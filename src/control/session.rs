@@ -11,6 +11,10 @@ pub enum Command {
     Pause,
     /// `r`: open the gate.
     Resume,
+    /// `+`: close the gate and drain, for as long as this connection wants.
+    Hold,
+    /// `-`: it does not want that any longer.
+    LetGo,
     /// No command of ours; answered with `X`.
     Unknown,
 }
@@ -22,6 +26,10 @@ pub enum Reply {
     Paused,
     /// `R`: requests flow.
     Resumed,
+    /// `+`: held, and no request is in flight.
+    Held,
+    /// `-`: the hold was in force until now.
+    LetGo,
     /// `X`: unknown, or it did not take effect.
     No,
 }
@@ -32,6 +40,8 @@ impl Command {
         match byte {
             b'p' => Some(Command::Pause),
             b'r' => Some(Command::Resume),
+            b'+' => Some(Command::Hold),
+            b'-' => Some(Command::LetGo),
             b' ' | b'\t' | b'\n' => None,
             _ => Some(Command::Unknown),
         }
@@ -43,6 +53,8 @@ impl Reply {
         match self {
             Reply::Paused => b'P',
             Reply::Resumed => b'R',
+            Reply::Held => b'+',
+            Reply::LetGo => b'-',
             Reply::No => b'X',
         }
     }
@@ -54,8 +66,9 @@ impl Reply {
 pub struct Session {
     received: VecDeque<u8>,
     replies: Vec<u8>,
-    /// The command before has no reply yet, so the next one has to wait.
-    pending: bool,
+    /// The command before has no reply yet, so the next one has to wait. This
+    /// is what it hopes for.
+    pending: Option<Reply>,
 }
 
 impl Session {
@@ -64,9 +77,9 @@ impl Session {
         self.received.extend(bytes);
     }
 
-    /// The next command to carry out. After it comes `answer` or `wait`.
+    /// The next command to carry out. After it comes `answer` or `wait_for`.
     pub fn next_command(&mut self) -> Option<Command> {
-        if self.pending {
+        if self.pending.is_some() {
             return None;
         }
         while let Some(byte) = self.received.pop_front() {
@@ -79,23 +92,29 @@ impl Session {
 
     /// Replies to the command in hand.
     pub fn answer(&mut self, reply: Reply) {
-        self.pending = false;
         self.replies.push(reply.to_byte());
     }
 
-    /// The command in hand is answered later.
-    pub fn wait(&mut self) {
-        self.pending = true;
+    /// The command in hand is answered later: with `hope`, if all goes well.
+    pub fn wait_for(&mut self, hope: Reply) {
+        self.pending = Some(hope);
+    }
+
+    /// Replies to the command that waits, if there is one.
+    pub fn settle(&mut self, well: bool) {
+        if let Some(hope) = self.pending.take() {
+            self.answer(if well { hope } else { Reply::No });
+        }
     }
 
     /// Whether a command waits for its reply.
     pub fn is_waiting(&self) -> bool {
-        self.pending
+        self.pending.is_some()
     }
 
     /// Whether there is nothing left to carry out.
     pub fn is_done(&self) -> bool {
-        !self.pending && self.received.is_empty()
+        self.pending.is_none() && self.received.is_empty()
     }
 
     /// Replies to be sent.
@@ -121,6 +140,8 @@ mod tests {
             let expected = match byte {
                 b'p' => Some(Command::Pause),
                 b'r' => Some(Command::Resume),
+                b'+' => Some(Command::Hold),
+                b'-' => Some(Command::LetGo),
                 b' ' | b'\t' | b'\n' => None,
                 _ => Some(Command::Unknown),
             };
@@ -134,10 +155,10 @@ mod tests {
         let mut session = Session::default();
         session.receive(b"p\nr");
         assert_eq!(session.next_command(), Some(Command::Pause));
-        session.wait();
+        session.wait_for(Reply::Paused);
         assert_eq!(session.next_command(), None);
         assert!(session.is_waiting() && !session.is_done());
-        session.answer(Reply::Paused);
+        session.settle(true);
         assert_eq!(session.next_command(), Some(Command::Resume));
         session.answer(Reply::Resumed);
         assert!(session.is_done());
@@ -146,5 +167,17 @@ mod tests {
         assert_eq!(session.replies(), b"R");
         session.sent(5);
         assert_eq!(session.replies(), b"");
+    }
+
+    #[test]
+    fn a_command_that_waited_in_vain_is_answered_with_x() {
+        let mut session = Session::default();
+        session.receive(b"+");
+        assert_eq!(session.next_command(), Some(Command::Hold));
+        session.wait_for(Reply::Held);
+        session.settle(false);
+        // Nobody waits any more, so nobody is answered.
+        session.settle(true);
+        assert_eq!(session.replies(), b"X");
     }
 }
