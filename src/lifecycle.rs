@@ -162,7 +162,7 @@ fn with_instance<R>(act: impl FnOnce(&mut Instance) -> Result<R, Failed>) -> Res
     match INSTANCE.lock().as_mut() {
         Some(instance) => act(instance),
         None => {
-            nbdkit::error("pause: called while not loaded");
+            nbdkit::error(format_args!("pause: called while not loaded"));
             Err(Failed)
         }
     }

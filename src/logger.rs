@@ -41,10 +41,9 @@ impl Log for NbdkitLog {
         if !self.filter.read().as_ref().is_some_and(|filter| filter.matches(record)) {
             return;
         }
-        let message = format!("pause: {}", record.args());
         match record.level() {
-            Level::Error => nbdkit::error(&message),
-            _ => nbdkit::debug(&message),
+            Level::Error => nbdkit::error(format_args!("pause: {}", record.args())),
+            _ => nbdkit::debug(format_args!("pause: {}", record.args())),
         }
     }
 

@@ -2,7 +2,8 @@
 //! bindings they come from. No decisions are taken here.
 
 use std::ffi::{CStr, CString, OsStr, c_char, c_int};
-use std::io;
+use std::fmt;
+use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -13,28 +14,32 @@ pub mod sys {
     include!(concat!(env!("OUT_DIR"), "/nbdkit_sys.rs"));
 }
 
-/// Writes `message` to the server's log (stderr or syslog), where it is
+/// Writes a message to the server's log (stderr or syslog), where it is
 /// always seen. Any thread may call this (nbdkit-plugin(3), "ERROR HANDLING").
-pub fn error(message: &str) {
-    let message = without_nul(message);
+pub fn error(message: fmt::Arguments<'_>) {
+    let message = c_string(message);
     // SAFETY: nbdkit_error is printf-like (nbdkit-common.h); the format takes
     // exactly one string, and both strings end in NUL and outlive the call.
     unsafe { sys::nbdkit_error(ONE_STRING.as_ptr(), message.as_ptr()) }
 }
 
-/// Writes `message` to the server's log if it runs with `-v`. Any thread may
+/// Writes a message to the server's log if it runs with `-v`. Any thread may
 /// call this (nbdkit-plugin(3), "DEBUGGING").
-pub fn debug(message: &str) {
-    let message = without_nul(message);
+pub fn debug(message: fmt::Arguments<'_>) {
+    let message = c_string(message);
     // SAFETY: nbdkit_debug is printf-like (nbdkit-common.h); see `error`.
     unsafe { sys::nbdkit_debug(ONE_STRING.as_ptr(), message.as_ptr()) }
 }
 
 const ONE_STRING: &CStr = c"%s";
 
-fn without_nul(message: &str) -> CString {
-    // A NUL can come from a path; the rest of the message is worth printing.
-    CString::new(message.replace('\0', "\u{fffd}")).unwrap_or_default()
+fn c_string(message: fmt::Arguments<'_>) -> CString {
+    let mut bytes = Vec::with_capacity(160);
+    // Writing to memory does not fail.
+    let _ = bytes.write_fmt(message);
+    // A NUL can come from a parameter; the rest of the message is worth printing.
+    bytes.retain(|byte| *byte != 0);
+    CString::new(bytes).unwrap_or_default()
 }
 
 /// Makes a path absolute, relative to the current directory, without asking

@@ -11,7 +11,7 @@ use crate::control::session::Session;
 use crate::os::{self, POLLERR, POLLHUP, POLLIN, POLLOUT, PollFd};
 
 /// Read at most so much before others have their turn.
-const CHUNK: usize = 4096;
+const CHUNK: usize = 512;
 
 /// A controller that doesn't read its replies is not listened to beyond this.
 const MOST_UNSENT: usize = 4096;

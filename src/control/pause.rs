@@ -176,12 +176,17 @@ impl Pause {
                 // Too far away to be told in this clock is no deadline.
                 let deadline = self.timeout.and_then(|timeout| since.checked_add(timeout));
                 self.stage = Stage::Draining(Closed { since, deadline });
-                info!("{log}: {} requests in flight", self.gate.in_flight());
             }
         }
         match self.progress() {
-            Progress::Paused => Asked::Paused,
-            Progress::None => Asked::Pending,
+            Progress::Paused => {
+                info!("{log}");
+                Asked::Paused
+            }
+            Progress::None => {
+                info!("{log}: {} requests in flight", self.gate.in_flight());
+                Asked::Pending
+            }
             Progress::Ended => Asked::Failed,
         }
     }
@@ -190,9 +195,9 @@ impl Pause {
     fn advance(&mut self) -> Result<bool, String> {
         if let Stage::Draining(closed) = self.stage {
             if self.gate.drained() {
-                info!("drained in {:?}", closed.since.elapsed());
                 self.stage = Stage::Flushing(closed);
                 if let Some(flusher) = &mut self.flusher {
+                    info!("drained in {:?}", closed.since.elapsed());
                     flusher.restart();
                 }
             }
@@ -203,7 +208,8 @@ impl Pause {
                 None => true,
             };
             if flushed {
-                info!("paused, {:?} after it was asked for", closed.since.elapsed());
+                let done = if self.flusher.is_some() { "flushed" } else { "drained" };
+                info!("paused: {done} in {:?}", closed.since.elapsed());
                 self.stage = Stage::Paused(closed);
             }
         }
