@@ -116,7 +116,7 @@ fn serve(instance: &Instance) -> Result<Serving, Failed> {
     let bell = Arc::new(bell);
     let rung = bell.clone();
     let gate = Arc::new(Gate::new(Barrier::best(), move || rung.ring()));
-    info!("the gate is open; closing it costs {:?}", gate.barrier());
+    info!("pauses rely on {}", gate.barrier());
     let connections = Arc::new(Connections::default());
     let flush = instance.config.flush();
     let rules = Rules {

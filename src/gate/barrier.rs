@@ -16,6 +16,15 @@ pub enum Barrier {
     Fences,
 }
 
+impl fmt::Display for Barrier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Barrier::Membarrier => "membarrier(2)",
+            Barrier::Fences => "fences in each request, for want of membarrier(2)",
+        })
+    }
+}
+
 /// The kernel took back what it granted at start: the gate can't be closed.
 #[derive(Debug)]
 pub struct BarrierFailed(io::Error);

@@ -1,5 +1,6 @@
-//! Where the filter under test is, and the one it is compared with. Builds the
-//! former, so that what is tested is always what is in `src/`.
+//! Where the filter under test is, its helper program, and the filter it is
+//! compared with. Builds the first two, so that what is tested is always what
+//! is in `src/`.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -17,11 +18,21 @@ pub fn ours() -> &'static Path {
     static OURS: OnceLock<PathBuf> = OnceLock::new();
     OURS.get_or_init(|| match env::var_os("PAUSE_FILTER") {
         Some(path) => Path::new(&path).canonicalize().expect("PAUSE_FILTER"),
-        None => build(),
+        None => build("libpause.so"),
     })
 }
 
-fn build() -> PathBuf {
+/// The program `nbdkit-pause`: `PAUSE_HELPER` if that is set, and otherwise
+/// from the same build.
+pub fn helper() -> &'static Path {
+    static HELPER: OnceLock<PathBuf> = OnceLock::new();
+    HELPER.get_or_init(|| match env::var_os("PAUSE_HELPER") {
+        Some(path) => Path::new(&path).canonicalize().expect("PAUSE_HELPER"),
+        None => build("nbdkit-pause"),
+    })
+}
+
+fn build(what: &str) -> PathBuf {
     // The folder that cargo gives to tests lies in the target directory, by
     // whatever means that was chosen.
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the target directory");
@@ -32,7 +43,7 @@ fn build() -> PathBuf {
         .arg(target)
         .current_dir(PACKAGE);
     run(command).succeeded();
-    target.join("release/libpause.so")
+    target.join("release").join(what)
 }
 
 /// The filter that nbdkit ships.

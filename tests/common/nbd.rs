@@ -133,6 +133,9 @@ pub enum Request {
 
 const SIZE: usize = 512;
 
+/// LIBNBD_CMD_FLAG_FUA
+const FUA: u32 = 1;
+
 /// One of each kind.
 pub const ONE_OF_EACH: [Request; 7] = [
     Request::Read { offset: 0 },
@@ -210,6 +213,10 @@ impl Client {
 
     /// Sends a request and does not wait for its reply.
     pub fn send(&mut self, request: Request) -> Ticket {
+        self.send_with(request, 0)
+    }
+
+    fn send_with(&mut self, request: Request, flags: u32) -> Ticket {
         let mut buffer = match request {
             Request::Read { .. } => vec![0; SIZE],
             Request::Write { byte, .. } => vec![byte; SIZE],
@@ -223,21 +230,23 @@ impl Client {
         // `ignore_extents` touches nothing.
         let cookie = unsafe {
             match request {
-                Request::Read { offset } => sys::nbd_aio_pread(h, data, SIZE, offset, done(), 0),
-                Request::Write { offset, .. } => {
-                    sys::nbd_aio_pwrite(h, data, SIZE, offset, done(), 0)
+                Request::Read { offset } => {
+                    sys::nbd_aio_pread(h, data, SIZE, offset, done(), flags)
                 }
-                Request::Flush => sys::nbd_aio_flush(h, done(), 0),
-                Request::Trim { offset } => sys::nbd_aio_trim(h, size, offset, done(), 0),
-                Request::Zero { offset } => sys::nbd_aio_zero(h, size, offset, done(), 0),
-                Request::Cache { offset } => sys::nbd_aio_cache(h, size, offset, done(), 0),
+                Request::Write { offset, .. } => {
+                    sys::nbd_aio_pwrite(h, data, SIZE, offset, done(), flags)
+                }
+                Request::Flush => sys::nbd_aio_flush(h, done(), flags),
+                Request::Trim { offset } => sys::nbd_aio_trim(h, size, offset, done(), flags),
+                Request::Zero { offset } => sys::nbd_aio_zero(h, size, offset, done(), flags),
+                Request::Cache { offset } => sys::nbd_aio_cache(h, size, offset, done(), flags),
                 Request::Extents { offset } => {
                     let extents = sys::ExtentCallback {
                         callback: Some(ignore_extents),
                         user_data: ptr::null_mut(),
                         free: None,
                     };
-                    sys::nbd_aio_block_status(h, size, offset, extents, done(), 0)
+                    sys::nbd_aio_block_status(h, size, offset, extents, done(), flags)
                 }
             }
         };
@@ -282,6 +291,12 @@ impl Client {
             Ok(data) => data,
             Err(e) => panic!("{request:?}: {}", io::Error::from_raw_os_error(e)),
         }
+    }
+
+    /// Like `ask`, with FUA: when the reply comes, the change is stable.
+    pub fn ask_fua(&mut self, request: Request) {
+        let ticket = self.send_with(request, FUA);
+        assert!(self.reply(ticket).is_ok(), "{request:?} with FUA");
     }
 
     /// No reply to any of these comes for a while.

@@ -49,6 +49,7 @@ pub struct Setup {
     user: Option<u32>,
     umask: Option<libc::mode_t>,
     most_descriptors: Option<u64>,
+    refused_call: Option<u32>,
 }
 
 impl Setup {
@@ -69,6 +70,7 @@ impl Setup {
             user: None,
             umask: None,
             most_descriptors: None,
+            refused_call: None,
         }
     }
 
@@ -167,6 +169,13 @@ impl Setup {
         self
     }
 
+    /// One system call, by its number, fails with ENOSYS, as on an old kernel
+    /// or in a container that forbids it.
+    pub fn refused_call(mut self, number: libc::c_long) -> Self {
+        self.refused_call = Some(number.try_into().expect("a system call"));
+        self
+    }
+
     /// Started by another program, such as strace.
     pub fn under(mut self, wrapper: &[&str]) -> Self {
         self.wrapper = wrapper.iter().map(|&part| part.to_owned()).collect();
@@ -203,8 +212,9 @@ impl Setup {
             command.uid(user).gid(user);
         }
         let (umask, most_descriptors) = (self.umask, self.most_descriptors);
-        // SAFETY: umask(2) and setrlimit(2) are plain system calls, which may
-        // be made between fork and exec; the limit is of this frame.
+        let refused_call = self.refused_call;
+        // SAFETY: umask(2), setrlimit(2) and prctl(2) are plain system calls,
+        // which may be made between fork and exec; what they read is of this frame.
         unsafe {
             command.pre_exec(move || {
                 if let Some(umask) = umask {
@@ -215,6 +225,9 @@ impl Setup {
                     if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) != 0 {
                         return Err(io::Error::last_os_error());
                     }
+                }
+                if let Some(number) = refused_call {
+                    refuse_call(number)?;
                 }
                 Ok(())
             });
@@ -303,6 +316,28 @@ fn wait_until_ready(process: &mut Process, pidfile: &Path) -> Option<u32> {
         ready.is_some() || ended
     });
     ready
+}
+
+/// A seccomp filter on this process and all that it becomes: system call
+/// `number` fails with ENOSYS.
+fn refuse_call(number: u32) -> io::Result<()> {
+    let statement =
+        |code: u32, k: u32, jf: u8| libc::sock_filter { code: code as u16, jt: 0, jf, k };
+    let enosys = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs();
+    // The number is the first word of seccomp_data.
+    let mut code = [
+        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
+        statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, number, 1),
+        statement(libc::BPF_RET | libc::BPF_K, enosys, 0),
+        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW, 0),
+    ];
+    let program = libc::sock_fprog { len: code.len() as u16, filter: code.as_mut_ptr() };
+    // SAFETY: prctl(2) reads the program, which is of this frame.
+    let refused = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
+            || libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) != 0
+    };
+    if refused { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn free_port() -> u16 {

@@ -64,8 +64,24 @@ fn threads_that_are_gone_leave_nothing_behind() {
 #[derive(Default)]
 struct Progress(AtomicU64);
 
+/// Lets the threads end, also where an assertion fails.
+struct Stop<'a>(&'a AtomicBool, &'a Gate);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+        self.1.open();
+    }
+}
+
+fn spin(times: u32) {
+    for _ in 0..times {
+        std::hint::spin_loop();
+    }
+}
+
 fn stress(barrier: Barrier) {
-    const PAUSES: u64 = 2_000;
+    const PAUSES: u64 = 3_000;
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     let scene = Scene::new(barrier);
     let progress: Vec<Progress> = (0..threads).map(|_| Progress::default()).collect();
@@ -80,39 +96,43 @@ fn stress(barrier: Barrier) {
                 while !stop.load(Ordering::Relaxed) {
                     // A thread that comes and goes now and then.
                     let seat = scene.gate.take_seat();
-                    for _ in 0..10_000 {
+                    for _ in 0..1_000 {
                         let _pass = scene.gate.enter(&seat, || false).unwrap();
-                        // Odd: below the gate.
-                        mine.0.store(mine.0.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-                        mine.0.store(mine.0.load(Ordering::Relaxed) + 1, Ordering::Release);
+                        // Odd: below the gate, for long enough to be seen there.
+                        mine.0.store(2 * requests + 1, Ordering::Relaxed);
+                        spin(6);
+                        mine.0.store(2 * requests + 2, Ordering::Release);
                         requests += 1;
                     }
                 }
                 passed.fetch_add(requests, Ordering::Relaxed);
             });
         }
-        let mut wait_a_little = 0u32;
+        let _stop = Stop(&stop, &scene.gate);
         for pause in 0..PAUSES {
+            // A look at the counts takes their cache lines away, so that the
+            // next store of each thread is slow to be seen: the moment that a
+            // gate without barriers misses.
+            for _ in 0..pause % 50 {
+                scene.gate.in_flight();
+            }
             scene.drain();
             let before = total();
             assert!(
                 progress.iter().all(|p| p.0.load(Ordering::Acquire) % 2 == 0),
                 "a request is inside a drained gate, pause {pause}"
             );
-            for _ in 0..200 {
-                std::hint::spin_loop();
-            }
+            spin(200);
             assert_eq!(total(), before, "a request went through a closed gate, pause {pause}");
             scene.gate.open();
-            wait_a_little = (wait_a_little * 7 + 13) % 1_000;
-            for _ in 0..wait_a_little * 20 {
-                std::hint::spin_loop();
+            // Until requests flow again.
+            while total() == before {
+                std::thread::yield_now();
             }
         }
-        stop.store(true, Ordering::Relaxed);
     });
     let passed = passed.load(Ordering::Relaxed);
-    assert!(passed > PAUSES, "only {passed} requests in {PAUSES} pauses: nothing was tested");
+    assert!(passed > 10 * PAUSES, "only {passed} requests in {PAUSES} pauses: nothing was tested");
     println!("{barrier:?}: {passed} requests, {PAUSES} pauses, {threads} threads");
 }
 

@@ -1,0 +1,57 @@
+//! A kernel or a container without `membarrier(2)`: the filter says so, and
+//! keeps its promises by fences on both sides.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    missing_docs
+)]
+
+mod common;
+
+use std::thread;
+
+use common::clients::fio;
+use common::random::Random;
+use common::server::Setup;
+use common::{GENEROUS, eventually};
+
+#[test]
+fn without_membarrier_the_plugin_is_not_touched_in_a_pause_either() {
+    let mut random = Random::new();
+    let server = Setup::new(&["memory", "16M"])
+        .logged()
+        .verbose()
+        .refused_call(libc::SYS_membarrier)
+        .start();
+    eventually("the filter says what it does", GENEROUS, || {
+        server.messages().contains("pauses rely on fences")
+    });
+    let load =
+        ["--rw=randrw", "--numjobs=3", "--iodepth=16", "--fsync=32", "--bs=4k", "--size=16M"];
+    let mut load = fio(&server, &[&load[..], &["--time_based", "--runtime=300"]].concat());
+    let mut controller = server.controller();
+    let mut before = 0;
+    for pause in 1..=20 {
+        eventually("the load goes on", GENEROUS, || {
+            assert!(load.is_running(), "{}", load.stderr());
+            server.logged_bytes() > before + 100_000
+        });
+        controller.pause();
+        before = server.logged_bytes();
+        thread::sleep(random.millis(1..50));
+        assert_eq!(server.logged_bytes(), before, "in pause {pause}");
+        controller.resume();
+    }
+}
+
+#[test]
+fn with_membarrier_it_is_used() {
+    let server = Setup::new(&["memory", "1M"]).verbose().start();
+    eventually("the filter says what it does", GENEROUS, || {
+        server.messages().contains("pauses rely on membarrier(2)")
+    });
+}
