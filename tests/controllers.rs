@@ -125,6 +125,7 @@ fn a_controller_that_never_reads_its_replies_harms_nobody() {
             Ok(count) => {
                 sent += count;
                 full_since = None;
+                assert!(sent < 16 << 20, "the server takes whatever comes");
             }
             Err(e) if e.kind() == ErrorKind::WouldBlock => {
                 full_since.get_or_insert_with(Instant::now);
@@ -184,6 +185,20 @@ fn a_controller_that_floods_never_keeps_another_from_being_served() {
     });
 }
 
+/// Sets how many descriptors a process may have, and returns what it was.
+fn limit_descriptors(pid: u32, count: u64) -> u64 {
+    let mut before = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let pid = pid as libc::pid_t;
+    // SAFETY: prlimit(2) reads and writes a limit of this frame.
+    unsafe {
+        assert_eq!(libc::prlimit(pid, libc::RLIMIT_NOFILE, std::ptr::null(), &raw mut before), 0);
+        let after = libc::rlimit { rlim_cur: count, ..before };
+        let after = &raw const after;
+        assert_eq!(libc::prlimit(pid, libc::RLIMIT_NOFILE, after, std::ptr::null_mut()), 0);
+    }
+    before.rlim_cur
+}
+
 /// How often the server has said that it cannot accept a controller.
 fn complaints(server: &Server) -> usize {
     server.messages().matches("cannot accept").count()
@@ -224,6 +239,56 @@ fn out_of_descriptors_by_controllers_the_last_one_is_served_without_a_busy_loop(
         eventually("all have left", GENEROUS, || descriptors(server.pid()) == at_rest);
     }
     server.stop();
+}
+
+/// Nothing that we could do would help: the limit is lower than what is in use,
+/// with or without a descriptor that could be given up.
+#[test]
+fn while_no_controller_can_be_accepted_there_is_no_busy_loop_and_then_full_recovery() {
+    let server = start();
+    let tid = thread_named(server.pid(), "pause-control");
+    let in_use = descriptors(server.pid()) as u64;
+    for episode in 1..=3 {
+        let usual = limit_descriptors(server.pid(), in_use - 3);
+        let mut waiting: Vec<Controller> = (0..3).map(|_| server.controller()).collect();
+        for controller in &mut waiting {
+            controller.send(b"pr");
+        }
+        let used = cpu_time(server.pid(), tid);
+        waiting[0].expect_silence(Duration::from_secs(1));
+        let used = cpu_time(server.pid(), tid) - used;
+        assert!(used < Duration::from_millis(300), "{used:?} in a second");
+        assert_eq!(complaints(&server), episode, "{}", server.messages());
+
+        limit_descriptors(server.pid(), usual);
+        for controller in &mut waiting {
+            controller.expect("PR");
+        }
+        // The episode is over for those who come now.
+        server.controller().resume();
+        server.controller().resume();
+        assert_eq!(complaints(&server), episode, "{}", server.messages());
+        drop(waiting);
+        eventually("all have left", GENEROUS, || descriptors(server.pid()) as u64 == in_use);
+    }
+    server.stop();
+}
+
+/// Clients take every descriptor as soon as there is one, also the one that a
+/// controller leaves.
+#[test]
+fn out_of_descriptors_with_clients_waiting_the_operator_is_served_again_and_again() {
+    let server = Setup::new(&["memory", "1M"]).most_descriptors(40).start();
+    let _clients: Vec<UnixStream> =
+        (0..60).map(|_| UnixStream::connect(server.socket()).unwrap()).collect();
+    eventually("there are none left", GENEROUS, || {
+        server.messages().contains("Too many open files")
+    });
+    for _ in 0..50 {
+        let mut operator = server.controller();
+        operator.pause();
+        operator.resume();
+    }
 }
 
 #[test]
@@ -310,18 +375,16 @@ fn after_5000_control_connections_nothing_has_grown() {
 
 #[test]
 fn pr_of_a_controller_that_vanishes_at_once_leaves_requests_flowing() {
-    let (server, mut client, read) = start_busy("500ms");
-    for _ in 0..20 {
-        server.controller().send(b"pr");
-    }
+    let (server, mut client, read) = start_busy("30ms");
     client.reply(read).unwrap();
-    // Nobody else says r.
-    let again = client.send(Request::Flush);
-    assert!(matches!(client.reply_within(again, PROMPT), Some(Ok(_))));
-    // And so it is when there is nothing to wait for.
-    for _ in 0..100 {
-        server.controller().send(b"pr");
-        client.ask(Request::Flush);
+    for number in 0..60 {
+        let read = client.send(READ);
+        // Replies that fail come before, between and after.
+        server.controller().send([&b"pr"[..], b"xpr", b"xpxrx"][number % 3]);
+        client.reply(read).unwrap();
+        // Nobody else says r.
+        let again = client.send(Request::Flush);
+        assert!(matches!(client.reply_within(again, PROMPT), Some(Ok(_))));
     }
 }
 

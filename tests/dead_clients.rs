@@ -142,6 +142,31 @@ fn held_writes_of_a_tcp_client_killed_right_before_the_resume_are_never_applied(
     killed_right_before_the_resume(Setup::with_disk(1).tcp(), ThreadModel::Parallel);
 }
 
+/// All its threads have an error to answer, at once, to somebody who is gone.
+#[test]
+fn a_client_that_dies_with_many_requests_held_never_takes_the_server_down() {
+    let mut random = Random::new();
+    let server = Setup::with_disk(1).start();
+    let at_rest = server.threads_at_rest();
+    let mut controller = server.controller();
+    for round in 0..150 {
+        controller.pause();
+        let mut client = Client::connect(&server);
+        for block in 0..MANY as u64 {
+            client.send(Request::Write { offset: FAR + 512 * block, byte: 0xdd });
+        }
+        thread::sleep(random.millis(0..20));
+        drop(client);
+        if round % 2 == 0 {
+            controller.resume();
+        }
+        eventually("its threads are freed", PROMPT, || server.threads() == at_rest);
+        controller.resume();
+    }
+    let ended = server.stop();
+    assert!(is_zero(&ended.path("disk.img"), 0, 1 << 20), "a dead client's write");
+}
+
 fn others_are_served(model: ThreadModel) {
     let server = Setup::with_disk(1).thread_model(model).start();
     let mut other = Client::connect(&server);
@@ -177,6 +202,46 @@ fn held_requests_of_other_clients_are_carried_out_serialize_requests() {
 #[test]
 fn held_requests_of_other_clients_are_carried_out_serialize_all_requests() {
     others_are_served(ThreadModel::SerializeAllRequests);
+}
+
+/// Of 64 requests most are in a buffer still when the gate opens again.
+fn buffered_requests_end_with_the_held_ones(model: ThreadModel) {
+    let mut random = Random::new();
+    let server = Setup::with_disk(1).thread_model(model).start();
+    let at_rest = server.threads_at_rest();
+    let mut controller = server.controller();
+    for _ in 0..10 {
+        controller.pause();
+        let mut client = Client::connect(&server);
+        let first = client.send(Request::Write { offset: 0, byte: 1 });
+        client.all_read_by_server();
+        client.expect_held(&[first], A_WHILE / 10);
+        let rest: Vec<_> = (1..MANY as u64)
+            .map(|block| Request::Write { offset: 512 * block, byte: 1 })
+            .map(|request| client.send(request))
+            .collect();
+        client.expect_held(&[first], random.millis(0..30));
+        client.shut_down_sending_half();
+        controller.resume();
+        for ticket in [first].into_iter().chain(rest) {
+            let reply = client.reply_within(ticket, PROMPT);
+            assert!(matches!(reply, Some(Err(_))), "{reply:?}");
+        }
+        drop(client);
+        eventually("its threads are freed", PROMPT, || server.threads() == at_rest);
+    }
+    let ended = server.stop();
+    assert!(is_zero(&ended.path("disk.img"), 0, 1 << 20), "a write of one who is gone");
+}
+
+#[test]
+fn requests_in_a_buffer_are_not_carried_out_after_the_held_ones_ended_parallel() {
+    buffered_requests_end_with_the_held_ones(ThreadModel::Parallel);
+}
+
+#[test]
+fn requests_in_a_buffer_are_not_carried_out_after_the_held_ones_ended_serialize_requests() {
+    buffered_requests_end_with_the_held_ones(ThreadModel::SerializeRequests);
 }
 
 fn shut_down(setup: Setup) {

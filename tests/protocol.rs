@@ -188,7 +188,9 @@ fn the_two_commands_of_the_readme_work_as_typed() {
     )
     .finish(GENEROUS)
     .succeeded();
-    let pid = daemon.pid().expect("a process id");
+    // The command returns at the fork, before the server writes it.
+    eventually("its process id", GENEROUS, || daemon.pid().is_some());
+    let pid = daemon.pid().unwrap();
 
     // Without -N, nc stays connected. The next one must be served all the same.
     let said = |nc: &common::process::Process, what: &str| {

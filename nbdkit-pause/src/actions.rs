@@ -56,12 +56,6 @@ fn accompany(session: &mut Session, program: path::Display<'_>, mut child: Child
     let mut resume_at: Option<Instant> = None;
     let mut resumed = false;
     let ended = loop {
-        // Before the signals: while it was not waited for, its id is its own.
-        match child.try_wait() {
-            Ok(None) => {}
-            Ok(Some(ended)) => break Ok(ended),
-            Err(e) => break Err(e),
-        }
         while let Some(signal) = session.signals.next() {
             pass_on(&child, signal);
             let now = Instant::now();
@@ -71,6 +65,13 @@ fn accompany(session: &mut Session, program: path::Display<'_>, mut child: Child
                 None => now.checked_add(GRACE),
                 Some(_) => Some(now),
             };
+        }
+        // After the signals, whose last one may be the news of its end. Only here
+        // is it waited for, so until then its id is its own.
+        match child.try_wait() {
+            Ok(None) => {}
+            Ok(Some(ended)) => break Ok(ended),
+            Err(e) => break Err(e),
         }
         good &= session.watch();
         if !resumed && resume_at.is_some_and(|then| then <= Instant::now()) {

@@ -17,6 +17,9 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 
 use crate::report::Seconds;
 
+/// The longest path that fits into a socket address with its NUL (unix(7)).
+const LONGEST_PATH: usize = 107;
+
 /// See the file's text.
 pub struct Connection(UnixStream);
 
@@ -41,6 +44,8 @@ pub enum Trouble {
     Closed,
     /// No reply within this time.
     Silent(Duration),
+    /// Not paused within this time.
+    Draining(Duration),
     /// The pause was refused, or ended before it took effect.
     Refused,
     /// Anything else.
@@ -54,10 +59,11 @@ impl Connection {
     /// The connection is not inherited by a command: a hold must end when this
     /// program does.
     pub fn open(socket: &Path) -> Result<Option<Self>, Trouble> {
-        let address = SocketAddrUnix::new(socket).map_err(|e| match e {
-            Errno::NAMETOOLONG => Trouble::TooLong(socket.as_os_str().as_bytes().len()),
-            e => Trouble::Other(e.into()),
-        })?;
+        let bytes = socket.as_os_str().as_bytes().len();
+        if bytes > LONGEST_PATH {
+            return Err(Trouble::TooLong(bytes));
+        }
+        let address = SocketAddrUnix::new(socket).map_err(|e| Trouble::Other(e.into()))?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
             .map_err(|e| Trouble::Other(e.into()))?;
@@ -125,7 +131,7 @@ impl fmt::Display for Trouble {
         match self {
             Trouble::TooLong(bytes) => write!(
                 f,
-                "this path has {bytes} bytes, but the path of a socket can have 107 at most: \
+                "this path has {bytes} bytes, but the path of a socket can have {LONGEST_PATH} at most: \
                  change to its folder and give a shorter one"
             ),
             Trouble::Missing => write!(
@@ -157,13 +163,18 @@ impl fmt::Display for Trouble {
             ),
             Trouble::Closed => write!(
                 f,
-                "the connection was closed without an answer: nbdkit has ended, or this is \
+                "the server has closed the connection: nbdkit has ended, or this is \
                  not a pause socket"
             ),
             Trouble::Silent(time) => write!(
                 f,
-                "no answer within {}: a request to the plugin takes longer, or another \
-                 controller stays connected to a server that serves one at a time",
+                "no answer within {}: it is stopped, or, with the filter that nbdkit ships, \
+                 another controller is connected or a request to the plugin has not finished",
+                Seconds(*time)
+            ),
+            Trouble::Draining(time) => write!(
+                f,
+                "not paused within {}: a request to the plugin has not finished",
                 Seconds(*time)
             ),
             Trouble::Refused => write!(

@@ -27,6 +27,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
+use clap_complete::Shell;
 
 use args::{Action, Cli};
 
@@ -50,11 +51,16 @@ fn main() -> ExitCode {
     })
 }
 
-fn completions(shell: clap_complete::Shell) -> u8 {
+fn completions(shell: Shell) -> u8 {
     let mut script = Vec::new();
-    let mut command = Cli::command();
-    clap_complete::generate(shell, &mut command, "nbdkit-pause", &mut script);
-    match io::stdout().write_all(&script) {
+    clap_complete::generate(shell, &mut Cli::command(), "nbdkit-pause", &mut script);
+    let mut script = String::from_utf8_lossy(&script).into_owned();
+    if shell == Shell::Bash {
+        // clap_complete 4.6 spells a name with a hyphen in two ways, so that
+        // bash completes nothing after the action (clap-rs/clap, 6421).
+        script = script.replace("nbdkit__subcmd__pause__subcmd__", "nbdkit__pause__subcmd__");
+    }
+    match io::stdout().write_all(script.as_bytes()) {
         Ok(()) => 0,
         Err(_) => status::FAILED,
     }

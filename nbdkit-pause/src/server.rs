@@ -9,9 +9,13 @@
 //! holds when the pause did not take effect: somebody resumed while it
 //! drained, its time ran out, a flush failed. Then `p` in its place would set
 //! itself over the operator's `r`, and stay in force if this program is
-//! killed. Neither byte tells the two apart, since `-` without a hold is `X`,
-//! too. So a second `+` follows the `P`. The server is idle by then, and one
-//! that has holds grants it at once: `X` means that it has none.
+//! killed. What tells the two apart:
+//!
+//! - An `X` that takes its time comes from a drain: a server without holds
+//!   answers at once. (That it is served at all is known by then, since it has
+//!   answered the greeting.)
+//! - After a quick `X` comes `p`, and after the `P` another `+`. The server is
+//!   idle then, and one that has holds grants it: `X` means that it has none.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -19,11 +23,20 @@ use std::time::{Duration, Instant};
 
 use crate::control::{Connection, Trouble};
 
+/// No command: a pause filter answers `X`, and nothing else does. That it
+/// answers is good to know before any server is paused.
+const GREETING: u8 = b'?';
+
+/// A server without holds has answered `+` by then.
+const AT_ONCE: Duration = Duration::from_secs(2);
+
 /// See the file's text.
 pub struct Server {
     socket: PathBuf,
     stage: Stage,
     connection: Option<Connection>,
+    /// It was asked to pause by us.
+    asked: bool,
     paused: Option<Instant>,
 }
 
@@ -41,6 +54,8 @@ pub enum How {
 /// | stage | sent, not answered | in force |
 /// |---|---|---|
 /// | Fresh | | nothing |
+/// | Greeted | `?` | nothing |
+/// | Ready | | nothing |
 /// | HoldAsked | `+` | perhaps the hold, for as long as we are connected |
 /// | PauseAsked | `p` | perhaps the pause |
 /// | HoldTried | `+` | the pause, perhaps the hold, too |
@@ -53,7 +68,9 @@ pub enum How {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Fresh,
-    HoldAsked,
+    Greeted,
+    Ready,
+    HoldAsked(Instant),
     PauseAsked(How),
     HoldTried,
     Held,
@@ -93,7 +110,7 @@ pub enum Ending {
 impl Server {
     /// Neither connected nor asked for anything.
     pub fn new(socket: PathBuf) -> Self {
-        Server { socket, stage: Stage::Fresh, connection: None, paused: None }
+        Server { socket, stage: Stage::Fresh, connection: None, asked: false, paused: None }
     }
 
     /// One that is to be resumed, whoever paused it.
@@ -126,26 +143,40 @@ impl Server {
         self.stage == Stage::Paused(How::Hold)
     }
 
+    /// Whether we have asked it to pause.
+    pub fn was_asked(&self) -> bool {
+        self.asked
+    }
+
     /// Whether it needs nothing more.
     pub fn is_over(&self) -> bool {
         self.stage == Stage::Over
     }
 
-    /// Connects; false if that has to be tried again.
-    pub fn connect(&mut self) -> Result<bool, Trouble> {
-        if self.connection.is_none() {
-            self.connection = Connection::open(&self.socket)?;
+    /// Makes its acquaintance; false as long as it has not answered.
+    pub fn greet(&mut self) -> Result<bool, Trouble> {
+        if self.stage == Stage::Fresh && self.connect()? {
+            self.stage = Stage::Greeted;
+            self.send(GREETING)?;
         }
-        Ok(self.connection.is_some())
+        if self.stage == Stage::Greeted {
+            match self.reply()? {
+                None => {}
+                Some(b'X') => self.stage = Stage::Ready,
+                Some(reply) => return Err(Trouble::wrong_reply(reply)),
+            }
+        }
+        Ok(self.stage == Stage::Ready)
     }
 
-    /// Asks it to pause. It is connected, and not asked yet.
+    /// Asks it to pause. It has answered the greeting.
     pub fn ask(&mut self, how: How) -> Result<(), Trouble> {
         let (command, stage) = match how {
-            How::Hold => (b'+', Stage::HoldAsked),
+            How::Hold => (b'+', Stage::HoldAsked(Instant::now())),
             How::Plain => (b'p', Stage::PauseAsked(How::Plain)),
         };
         // Before it is sent: what fails may have reached the server.
+        self.asked = true;
         self.stage = stage;
         self.send(command)
     }
@@ -155,13 +186,17 @@ impl Server {
     pub fn hear(&mut self) -> Result<(), Trouble> {
         while let Some(reply) = self.reply()? {
             match (self.stage, reply) {
-                (Stage::HoldAsked, b'+') => self.is_now(Stage::Held),
-                (Stage::HoldAsked, b'X') => {
+                (Stage::HoldAsked(_), b'+') => self.is_now(Stage::Held),
+                (Stage::HoldAsked(when), b'X') if when.elapsed() > AT_ONCE => {
+                    self.stage = Stage::Ready;
+                    return Err(Trouble::Refused);
+                }
+                (Stage::HoldAsked(_), b'X') => {
                     self.stage = Stage::PauseAsked(How::Hold);
                     self.send(b'p')?;
                 }
                 (Stage::PauseAsked(_), b'X') => {
-                    self.stage = Stage::Fresh;
+                    self.stage = Stage::Ready;
                     return Err(Trouble::Refused);
                 }
                 (Stage::PauseAsked(How::Plain), b'P') => self.is_now(Stage::Paused(How::Plain)),
@@ -172,11 +207,6 @@ impl Server {
                 (Stage::HoldTried, b'X') => self.is_now(Stage::Paused(How::Hold)),
                 // It has holds: the first X was the operator's word.
                 (Stage::HoldTried, b'+') => return Err(Trouble::Refused),
-                // Whatever it is, no pause filter: there is nothing to undo.
-                (Stage::HoldAsked | Stage::PauseAsked(_), _) => {
-                    self.stage = Stage::Fresh;
-                    return Err(Trouble::wrong_reply(reply));
-                }
                 _ => return Err(Trouble::wrong_reply(reply)),
             }
         }
@@ -205,8 +235,8 @@ impl Server {
     /// Undoes what may be in force, or begins to; `finish` tells how that went.
     pub fn let_go(&mut self) -> Option<Ending> {
         match self.stage {
-            Stage::Fresh => self.over(Ending::Untouched),
-            Stage::HoldAsked => self.over(Ending::Withdrawn),
+            Stage::Fresh | Stage::Greeted | Stage::Ready => self.over(Ending::Untouched),
+            Stage::HoldAsked(_) => self.over(Ending::Withdrawn),
             Stage::Held => match self.send(b'-') {
                 Ok(()) => self.goes_on(Stage::HoldReturned),
                 Err(trouble) => self.over(Ending::Lost(trouble)),
@@ -263,12 +293,28 @@ impl Server {
 
     /// Waits no longer for the end, which took longer than `limit`.
     pub fn give_up(&mut self, limit: Duration) -> Option<Ending> {
-        let trouble = Trouble::Silent(limit);
+        let trouble = self.overdue(limit);
         match self.stage {
             Stage::Over => None,
             Stage::HoldReturned => self.over(Ending::Unproved(trouble)),
             _ => self.over(Ending::Unresumed(trouble)),
         }
+    }
+
+    /// What it means that it has not answered for so long.
+    pub fn overdue(&self, time: Duration) -> Trouble {
+        match self.stage {
+            Stage::HoldAsked(_) | Stage::PauseAsked(_) => Trouble::Draining(time),
+            _ => Trouble::Silent(time),
+        }
+    }
+
+    /// Connects; false if that has to be tried again.
+    fn connect(&mut self) -> Result<bool, Trouble> {
+        if self.connection.is_none() {
+            self.connection = Connection::open(&self.socket)?;
+        }
+        Ok(self.connection.is_some())
     }
 
     fn send(&mut self, command: u8) -> Result<(), Trouble> {

@@ -68,7 +68,7 @@ impl Session {
     /// comes. What was asked for is to be let go then.
     pub fn pause(&mut self, how: How, timeout: Duration) -> Result<(), u8> {
         let limit = Limit::new(timeout);
-        self.until_all(limit, |server, _| server.connect())?;
+        self.until_all(limit, |server, _| server.greet())?;
         // All, before the first is waited for.
         for server in &mut self.servers {
             if let Err(trouble) = server.ask(how) {
@@ -100,7 +100,7 @@ impl Session {
                     Ok(true) => {}
                     Ok(false) => {
                         all = false;
-                        waiting.push(server.to_string());
+                        waiting.push(format!("{server}: {}", server.overdue(limit.time)));
                     }
                     Err(trouble) => {
                         failed = true;
@@ -119,9 +119,8 @@ impl Session {
                 return Ok(());
             }
             if limit.is_over() {
-                for server in waiting {
-                    let trouble = Trouble::Silent(limit.time);
-                    self.report.say(format_args!("{server}: {trouble}"));
+                for line in waiting {
+                    self.report.say(line);
                 }
                 return Err(status::FAILED);
             }
@@ -235,6 +234,9 @@ fn say(report: &Report, server: &Server, ending: &Ending) -> bool {
              notices that I am gone; if it does not, type: {}",
             how_to_resume(server.socket())
         )),
+        Ending::Unresumed(trouble) if !server.was_asked() => {
+            report.say(format_args!("{server}: not resumed: {trouble}"));
+        }
         Ending::Unresumed(trouble) => report.say(format_args!(
             "{server}: IT MAY STILL BE PAUSED: {trouble}. To resume it, type: {}",
             how_to_resume(server.socket())
