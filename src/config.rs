@@ -163,8 +163,12 @@ fn parse_duration(value: &CStr) -> Result<Option<Duration>, ConfigError> {
         }
         _ => None,
     };
-    let duration = duration.ok_or_else(refused)?;
-    Ok((!duration.is_zero()).then_some(duration))
+    match duration.ok_or_else(refused)? {
+        // What is too short for this clock would come to mean the opposite.
+        Duration::ZERO if text.contains(|c| ('1'..='9').contains(&c)) => Err(refused()),
+        Duration::ZERO => Ok(None),
+        duration => Ok(Some(duration)),
+    }
 }
 
 impl fmt::Display for ConfigError {
@@ -261,6 +265,7 @@ mod tests {
             c"-1ms",
             c"99999999999999999999",
             c"99999999999999999999ms",
+            c"0.0000000000001",
             c"1\xff",
         ] {
             assert_eq!(of(refused), None, "{refused:?}");
