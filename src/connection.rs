@@ -77,7 +77,8 @@ impl Connection {
     /// While the gate is closed it is for the pause to flush, and after that
     /// there is nothing to do here: no call of ours may reach a quiesced plugin.
     pub fn finalize(&self) -> bool {
-        let clean = || !self.dirty.load(Ordering::Acquire);
+        let flushable = self.next.lock().is_some();
+        let clean = || !flushable || !self.dirty.load(Ordering::Acquire);
         let pass = match clean() {
             true => Err(Gone),
             false => self.gate.enter(seat::of_this_thread(&self.gate), clean),

@@ -43,7 +43,7 @@ fn in_100_pauses_under_load_the_plugin_is_not_touched() {
     // A client may connect during a pause, and that is logged, too.
     eventually("all jobs are at work", GENEROUS, || {
         let log = server.logged();
-        let at_work = |connection| log.contains(&format!("connection={connection} ...Write"));
+        let at_work = |connection: &u32| log.contains(&format!("connection={connection} ...Write"));
         assert!(load.is_running(), "{}", load.stderr());
         (1..10).filter(at_work).count() == 3
     });

@@ -56,8 +56,8 @@ fn completions(shell: Shell) -> u8 {
     clap_complete::generate(shell, &mut Cli::command(), "nbdkit-pause", &mut script);
     let mut script = String::from_utf8_lossy(&script).into_owned();
     if shell == Shell::Bash {
-        // clap_complete 4.6 spells a name with a hyphen in two ways, so that
-        // bash completes nothing after the action (clap-rs/clap, 6421).
+        // clap_complete 4.6 spells a name with a hyphen in two ways, and then
+        // bash completes nothing after the action.
         script = script.replace("nbdkit__subcmd__pause__subcmd__", "nbdkit__pause__subcmd__");
     }
     match io::stdout().write_all(script.as_bytes()) {

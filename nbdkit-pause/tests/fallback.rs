@@ -19,8 +19,8 @@ use std::thread;
 use common::process::send_signal;
 use common::{A_WHILE, GENEROUS};
 use helper::{
-    Kind, WITHOUT_HOLDS, expect_flow, expect_paused, expect_said, expect_status, finish_run,
-    finished, helper, run_on, start_run, wait_until_paused,
+    Kind, WITHOUT_HOLDS, end_command, expect_flow, expect_paused, expect_said, expect_status,
+    finish_run, finished, helper, run_on, start_run, wait_until_paused,
 };
 use libc::{SIGCONT, SIGKILL, SIGSTOP};
 
@@ -52,6 +52,7 @@ fn killed_outright_it_leaves_the_server_paused_and_what_it_said_to_type_helps() 
         let words: Vec<_> = command.lines().next().expect("a line").split(' ').collect();
         expect_status(&finished(helper(&server, &words)), 0);
         held.expect_reply();
+        end_command(&server);
     }
 }
 

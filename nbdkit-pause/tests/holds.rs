@@ -20,8 +20,8 @@ use std::time::Duration;
 
 use common::{GENEROUS, PROMPT};
 use helper::{
-    Kind, expect_flow, expect_paused, expect_said, expect_status, finish_run, finished, helper,
-    run_on, start_run, touch, wait_until_paused, with_read_in_flight,
+    Kind, UNTIL_TOLD, expect_flow, expect_paused, expect_said, expect_status, finish_run, finished,
+    helper, run_on, start_run, touch, wait_until_paused, with_read_in_flight,
 };
 use libc::{SIGCONT, SIGSTOP};
 
@@ -81,7 +81,7 @@ fn a_server_that_ends_in_the_middle_is_told_at_once_and_makes_the_snapshot_unusa
 fn the_snapshot_is_unusable_whatever_the_commands_own_status() {
     for status in [0, 3] {
         let server = Kind::Holds.start();
-        let script = format!("touch running; until [ -e go ]; do sleep 0.01; done; exit {status}");
+        let script = format!("{UNTIL_TOLD}; exit {status}");
         let mut run = run_on(&[&server], &[], &script);
         helper::wait_until_running(&server, &mut run);
         server.controller().resume();
@@ -105,7 +105,7 @@ fn two_runs_at_once_do_not_resume_under_each_other() {
     let server = Kind::Holds.start();
     let first = start_run(&[&server]);
     fs::remove_file(server.path("running")).expect("it ran");
-    let script = "touch running; until [ -e go.second ]; do sleep 0.01; done";
+    let script = "touch running; while [ -e pid ] && [ ! -e go.second ]; do sleep 0.01; done";
     let mut second = run_on(&[&server], &[], script);
     helper::wait_until_running(&server, &mut second);
     let mut held = expect_paused(&server);

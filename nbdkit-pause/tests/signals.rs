@@ -18,12 +18,12 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::process::{self, Process, is_alive};
+use common::process::{self, Process};
 use common::random::Random;
 use common::{A_WHILE, GENEROUS, PROMPT, eventually};
 use helper::{
-    Held, KINDS, Kind, OURS, PROGRAM, UNTIL_TOLD, expect_flow, expect_paused, expect_said,
-    expect_status, finish_run, helper, run_on, wait_until_paused, wait_until_running,
+    Held, KINDS, Kind, OURS, PROGRAM, UNTIL_TOLD, end_command, expect_flow, expect_paused,
+    expect_said, expect_status, finish_run, helper, run_on, wait_until_paused, wait_until_running,
     with_read_in_flight,
 };
 use libc::{SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM};
@@ -50,8 +50,9 @@ fn a_signal_goes_to_the_command_and_the_servers_are_resumed() {
 fn a_command_that_cleans_up_is_covered_by_the_pause_to_its_end() {
     for kind in KINDS {
         let server = kind.start();
-        let script = "trap 'touch told; until [ -e go ]; do sleep 0.01; done; exit 7' TERM
-            touch running; while :; do sleep 0.01; done";
+        let script =
+            "trap 'touch told; while [ -e pid ] && [ ! -e go ]; do sleep 0.01; done; exit 7' TERM
+            touch running; while [ -e pid ]; do sleep 0.01; done";
         let mut run = run_on(&[&server], &[], script);
         wait_until_running(&server, &mut run);
         run.signal(SIGTERM);
@@ -183,8 +184,7 @@ fn killed_outright_it_resumes_all_where_there_are_holds() {
     held.into_iter().for_each(Held::expect_reply);
     servers.iter().for_each(expect_flow);
     // The command lives on, and has nothing of the hold.
-    let pid = std::fs::read_to_string(servers[0].path("pid.command")).expect("its id");
-    assert!(is_alive(pid.trim().parse().expect("a number")));
+    end_command(&servers[0]);
 }
 
 #[test]

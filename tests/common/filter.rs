@@ -39,7 +39,7 @@ fn build(what: &str) -> PathBuf {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into());
     let mut command = Command::new(cargo);
     command
-        .args(["build", "--release", "--quiet", "--target-dir"])
+        .args(["build", "--release", "--workspace", "--quiet", "--target-dir"])
         .arg(target)
         .current_dir(PACKAGE);
     run(command).succeeded();

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::common::nbd::{Client, Request, Ticket};
-use super::common::process::{Finished, Process};
+use super::common::process::{Finished, Process, is_alive, send_signal};
 use super::common::server::{Server, Setup};
 use super::common::{A_WHILE, GENEROUS, eventually};
 
@@ -78,8 +78,10 @@ pub fn run_on(servers: &[&Server], options: &[&str], script: &str) -> Process {
     Process::start(command)
 }
 
-/// A script that tells that it runs, and ends when it is told to.
-pub const UNTIL_TOLD: &str = "touch running; until [ -e go ]; do sleep 0.01; done";
+/// A script that tells that it runs, and ends when it is told to, or with the
+/// server, whose file `pid` is.
+pub const UNTIL_TOLD: &str = "echo $$ >pid.command; touch running
+    while [ -e pid ] && [ ! -e go ]; do sleep 0.01; done";
 
 /// Like `run_on` with `UNTIL_TOLD`; returns when that runs.
 pub fn start_run(servers: &[&Server]) -> Process {
@@ -94,6 +96,15 @@ pub fn wait_until_running(server: &Server, process: &mut Process) {
         assert!(process.is_running(), "{}", process.stderr());
         server.path("running").exists()
     });
+}
+
+/// Ends the command of a helper that was killed. It is alive, and wrote its id.
+pub fn end_command(server: &Server) {
+    let pid = fs::read_to_string(server.path("pid.command")).expect("its id");
+    let pid = pid.trim().parse().expect("a number");
+    assert!(is_alive(pid), "the command has ended");
+    send_signal(pid, libc::SIGKILL);
+    eventually("the command ends", GENEROUS, || !is_alive(pid));
 }
 
 /// Lets `UNTIL_TOLD` end, and returns how the helper ended.
