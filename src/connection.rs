@@ -170,7 +170,7 @@ impl Connections {
     }
 
     /// Writes of a connection that has ended could not be made stable.
-    pub fn has_lost_writes(&self) {
+    pub fn writes_are_lost(&self) {
         self.lost.store(true, Ordering::Relaxed);
     }
 
@@ -181,8 +181,7 @@ impl Connections {
 
 impl Storage for Connections {
     fn is_stable(&self) -> bool {
-        !self.lost.load(Ordering::Relaxed)
-            && !self.all().iter().any(|connection| connection.needs_flush())
+        !self.all().iter().any(|connection| connection.needs_flush())
     }
 
     fn make_stable(&self, cancelled: &AtomicBool) -> Result<(), String> {
@@ -192,10 +191,10 @@ impl Storage for Connections {
             }
             connection.make_stable()?;
         }
-        // Told once; what a flush has failed to save, another can't bring back.
-        match self.lost.swap(false, Ordering::Relaxed) {
-            true => Err("writes of a connection that has ended could not be flushed".into()),
-            false => Ok(()),
-        }
+        Ok(())
+    }
+
+    fn has_lost_writes(&self) -> bool {
+        self.lost.swap(false, Ordering::Relaxed)
     }
 }

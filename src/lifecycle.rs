@@ -149,7 +149,7 @@ pub fn prepare(connection: &Connection, next: Next) -> Result<(), Failed> {
 pub fn finalize(connection: &Connection) {
     // Without the instance locked: it may take as long as a flush or a drain.
     if !connection.finalize() {
-        let _ = with_serving(|serving| serving.connections.has_lost_writes());
+        let _ = with_serving(|serving| serving.connections.writes_are_lost());
     }
 }
 

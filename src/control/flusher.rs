@@ -23,6 +23,10 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// What could not be made stable, and why.
     fn make_stable(&self, cancelled: &AtomicBool) -> Result<(), String>;
+
+    /// Whether writes were lost for good since this was asked last: no flush
+    /// can make them stable any more.
+    fn has_lost_writes(&self) -> bool;
 }
 
 /// One flush at a time. Joins its thread when dropped.
@@ -74,7 +78,7 @@ impl Flusher {
             };
             let _ = job.thread.join();
             if !job.cancelled.load(Ordering::Acquire) {
-                return result.map(|()| true);
+                return result.and_then(|()| self.unless_lost());
             }
         }
         if self.wanted {
@@ -84,8 +88,18 @@ impl Flusher {
                 self.job = Some(job);
                 return Ok(false);
             }
+            return self.unless_lost();
         }
         Ok(true)
+    }
+
+    /// The last word on a flush that went well.
+    fn unless_lost(&self) -> Result<bool, String> {
+        match self.storage.has_lost_writes() {
+            // Told once; what a flush has failed to save, another can't bring back.
+            true => Err("writes of a connection that has ended could not be flushed".into()),
+            false => Ok(true),
+        }
     }
 
     fn start(&self) -> io::Result<Job> {
