@@ -13,7 +13,7 @@ pub const HELP: &CStr =
     c"pause-control=SOCKET (required) The control socket: send p to pause, r to resume.
 pause-mode=MODE                 Its permissions in octal (default 0600).
 pause-flush=BOOL                Flush what was written before a pause is in force (default false).
-pause-timeout=DURATION          Resume that long after a pause was asked for (default: never).
+pause-timeout=DURATION          The longest that requests are held (default: no limit).
 pause-hold=BOOL                 Offer + and -, pauses that end with their connection (default false).";
 
 /// The longest path that fits into `sun_path` of sockaddr_un with its NUL

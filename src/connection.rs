@@ -1,27 +1,36 @@
 //! A client's connection as the filter sees it: how its requests are admitted,
-//! and which of its writes a crash could still lose. What a request does below
+//! and whether a crash could still lose writes of it. What a request does below
 //! us is the caller's affair.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use log::{error, info};
 use parking_lot::Mutex;
 
-use crate::control::Storage;
 use crate::gate::{Gate, Gone, Pass};
 use crate::nbdkit::{self, Next};
 use crate::seat;
+use crate::turnstile::Turnstile;
+
+/// More than a gate is ever opened.
+const GONE: usize = usize::MAX;
 
 /// What nbdkit hands back to us as `handle` with each request of a client.
 pub struct Connection {
     gate: Arc<Gate>,
-    /// A request of this connection was held, and its client went away or the
-    /// server began to shut down. Nothing of the connection is carried out
-    /// after that: its next requests may be in a buffer still, and the gate
-    /// may be open again.
-    gone: AtomicBool,
+    /// The gate's openings when the client was last seen to be there, or GONE.
+    ///
+    /// After each pause the first request of a connection looks. It may have
+    /// waited all that time where the gate can't see it: in a buffer, or in
+    /// nbdkit for the lock of a serialized thread model.
+    ///
+    /// GONE: the client had gone away, or the server had begun to shut down,
+    /// when a request was held or looked. Nothing of the connection is carried
+    /// out after that.
+    seen: AtomicUsize,
+    /// Where requests that are refused leave, one thread at a time.
+    leaving: Arc<Turnstile>,
     /// A request has changed the disk, and no flush has begun since it was
     /// done: the change may be in a cache.
     dirty: AtomicBool,
@@ -34,8 +43,10 @@ impl Connection {
     /// A connection whose requests pass `gate`.
     pub fn new(gate: Arc<Gate>) -> Self {
         Connection {
+            // None yet: the first request looks, too.
+            seen: AtomicUsize::new(gate.openings().wrapping_sub(1)),
             gate,
-            gone: AtomicBool::new(false),
+            leaving: Arc::default(),
             dirty: AtomicBool::new(false),
             next: Mutex::new(None),
         }
@@ -93,19 +104,28 @@ impl Connection {
                 }
                 flushed.is_ok()
             }
-            _ => true,
+            // The pause has flushed it; if it tried in vain, that shows here.
+            (Err(Gone), Some(_)) => !self.dirty.load(Ordering::Acquire),
+            (_, None) => true,
         }
+    }
+
+    /// Lets go of the next layer if `finalize` was left out, as it is where an
+    /// outer layer's has failed. False if writes are lost thereby. It waits for
+    /// a flush that is in progress.
+    pub fn abandon(&self) -> bool {
+        self.next.lock().take().is_none() || !self.dirty.load(Ordering::Acquire)
     }
 
     /// Whether `make_stable` would call the next layer. It waits for a flush
     /// that is in progress.
-    fn needs_flush(&self) -> bool {
+    pub fn needs_flush(&self) -> bool {
         self.dirty.load(Ordering::Acquire) && self.next.lock().is_some()
     }
 
     /// Flushes the connection if it is dirty and not finalized. On a thread of
     /// ours, while the gate is drained.
-    fn make_stable(&self) -> Result<(), String> {
+    pub fn make_stable(&self) -> Result<(), String> {
         let next = self.next.lock();
         match next.as_ref() {
             Some(next) if self.dirty.load(Ordering::Acquire) => {
@@ -123,78 +143,43 @@ impl Connection {
     /// The request is to be answered with ESHUTDOWN.
     #[inline]
     pub fn admit(&self) -> Result<Pass<'_>, Gone> {
-        // Relaxed: only `is_gone` on a thread of this connection sets it, and
-        // a request that is read in the same moment may go either way.
-        if self.gone.load(Ordering::Relaxed) {
+        let pass = self
+            .gate
+            .enter(seat::of_this_thread(&self.gate), || self.is_gone())
+            .inspect_err(|Gone| self.leaving.pass())?;
+        // Inside, so that no opening can come between this and the request.
+        if self.seen.load(Ordering::Relaxed) != self.gate.openings() {
+            self.look(pass)
+        } else {
+            Ok(pass)
+        }
+    }
+
+    /// Looks whether the client is still there, once after each pause.
+    #[cold]
+    fn look<'a>(&self, pass: Pass<'a>) -> Result<Pass<'a>, Gone> {
+        let (seen, openings) = (self.seen.load(Ordering::Relaxed), self.gate.openings());
+        if self.is_gone() {
+            drop(pass);
+            self.leaving.pass();
             return Err(Gone);
         }
-        self.gate.enter(seat::of_this_thread(&self.gate), || self.is_gone())
+        // Fails where another thread was faster; if that one saw the client
+        // gone, it stays so.
+        let _ = self.seen.compare_exchange(seen, openings, Ordering::Relaxed, Ordering::Relaxed);
+        Ok(pass)
     }
 
     #[cold]
     fn is_gone(&self) -> bool {
-        let gone = self.gone.load(Ordering::Relaxed) || nbdkit::no_use_going_on();
-        if gone && !self.gone.swap(true, Ordering::Relaxed) {
+        let known = self.seen.load(Ordering::Relaxed) == GONE;
+        let gone = known || nbdkit::no_use_going_on();
+        if gone && self.seen.swap(GONE, Ordering::Relaxed) != GONE {
             info!(
                 "a client is gone or the server is shutting down: \
                  the connection's held requests end with ESHUTDOWN"
             );
         }
         gone
-    }
-}
-
-/// All connections that are open.
-#[derive(Default)]
-pub struct Connections {
-    /// By address. nbdkit may skip `close` when it ends, and what it has left
-    /// open then goes with the filter.
-    open: Mutex<BTreeMap<usize, Arc<Connection>>>,
-    /// A connection has ended and the flush of its writes had failed. Nobody
-    /// can say what became of them.
-    lost: AtomicBool,
-}
-
-impl Connections {
-    /// A new connection through `gate`; its handle is valid until `close`.
-    pub fn open(&self, gate: Arc<Gate>) -> *const Connection {
-        let connection = Arc::new(Connection::new(gate));
-        let handle = Arc::as_ptr(&connection);
-        self.open.lock().insert(handle.addr(), connection);
-        handle
-    }
-
-    /// The end of a connection; no request with this handle is in progress.
-    pub fn close(&self, handle: *const Connection) {
-        self.open.lock().remove(&handle.addr());
-    }
-
-    /// Writes of a connection that has ended could not be made stable.
-    pub fn writes_are_lost(&self) {
-        self.lost.store(true, Ordering::Relaxed);
-    }
-
-    fn all(&self) -> Vec<Arc<Connection>> {
-        self.open.lock().values().cloned().collect()
-    }
-}
-
-impl Storage for Connections {
-    fn is_stable(&self) -> bool {
-        !self.all().iter().any(|connection| connection.needs_flush())
-    }
-
-    fn make_stable(&self, cancelled: &AtomicBool) -> Result<(), String> {
-        for connection in self.all() {
-            if cancelled.load(Ordering::Acquire) {
-                return Ok(());
-            }
-            connection.make_stable()?;
-        }
-        Ok(())
-    }
-
-    fn has_lost_writes(&self) -> bool {
-        self.lost.swap(false, Ordering::Relaxed)
     }
 }

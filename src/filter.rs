@@ -93,8 +93,9 @@ unsafe extern "C" fn prepare(
     handle: *mut c_void,
     _readonly: c_int,
 ) -> c_int {
-    // SAFETY: `next` is good until `finalize`, which lets go of it; it is used
-    // from another thread only where `get_ready` has seen a parallel model.
+    // SAFETY: `next` is good until `finalize`, which lets go of it, as does
+    // `close`; it goes to another thread only where pauses flush, and then
+    // `get_ready` has seen a parallel model.
     let next = unsafe { Next::new(next) };
     // SAFETY: `handle` came from `open`; see `data_request`.
     status(lifecycle::prepare(unsafe { connection(handle) }, next))

@@ -13,7 +13,9 @@
 //! |---|---|
 //! | [`filter`] | the callbacks nbdkit calls, and `filter_init`: translation from C, no logic |
 //! | [`lifecycle`] | what happens when the server starts, connects a client, and ends |
-//! | [`connection`] | a client's connection: how its requests are admitted |
+//! | [`connection`] | a client's connection: how its requests are admitted, whether it needs a flush |
+//! | [`connections`] | all of them, and how a pause flushes them |
+//! | [`turnstile`] | how the threads of a dead connection leave |
 //! | [`seat`] | the calling thread's place in the gate |
 //! | [`gate`] | who may pass and who waits; knows nothing of the other rooms |
 //! | [`control`] | controllers, their protocol, and the state of the pause |
@@ -24,6 +26,7 @@
 
 mod config;
 mod connection;
+mod connections;
 mod control;
 mod filter;
 mod gate;
@@ -33,3 +36,4 @@ mod nbdkit;
 mod os;
 mod seat;
 mod socket;
+mod turnstile;

@@ -8,7 +8,8 @@ use log::{error, info};
 use parking_lot::Mutex;
 
 use crate::config::Config;
-use crate::connection::{Connection, Connections};
+use crate::connection::Connection;
+use crate::connections::Connections;
 use crate::control::{Control, Rules, Storage};
 use crate::gate::{Barrier, Gate};
 use crate::logger;

@@ -93,8 +93,9 @@ unsafe impl Send for Next {}
 
 impl Next {
     /// # Safety
-    /// `next` came with `prepare`, and this `Next` is dropped before
-    /// `finalize` of the same connection returns. The thread model is parallel.
+    /// `next` came with `prepare`, and this `Next` is dropped before `finalize`
+    /// or `close` of the same connection returns. It goes to another thread
+    /// only where the thread model is parallel.
     pub unsafe fn new(next: *mut sys::nbdkit_next) -> Self {
         Next(next)
     }
@@ -117,7 +118,8 @@ impl Next {
     /// # Errors
     /// The error of the next layer, in words.
     pub fn flush(&self) -> Result<(), String> {
-        let mut number: c_int = 0;
+        // For a layer that does not say why.
+        let mut number: c_int = libc::EIO;
         // SAFETY: `next` is good, by the contract of `new`; no flags, as
         // nbdkit-filter(3), ".flush", asks.
         match unsafe { (*self.0).flush.map(|flush| flush(self.0, 0, &raw mut number)) } {

@@ -20,7 +20,9 @@ pub fn poll(fds: &mut [PollFd], limit: Option<Duration>) -> io::Result<()> {
     let limit = match limit {
         None => -1,
         // Rounded up, so that a deadline is past when the wait ends by it.
-        Some(limit) => i32::try_from(limit.as_micros().div_ceil(1000)).unwrap_or(libc::c_int::MAX),
+        Some(limit) => {
+            i32::try_from(limit.as_nanos().div_ceil(1_000_000)).unwrap_or(libc::c_int::MAX)
+        }
     };
     let count = libc::nfds_t::try_from(fds.len()).unwrap_or(libc::nfds_t::MAX);
     // SAFETY: poll(2) reads and writes `count` pollfds, which `fds` holds.

@@ -640,6 +640,24 @@ fn a_last_flush_that_fails_fails_the_next_pause_once_and_the_log_says_why() {
     controller.pause();
 }
 
+#[test]
+fn a_pause_that_waits_for_a_last_flush_that_fails_gets_x() {
+    let server = plugin().start();
+    let mut client = Client::connect(&server);
+    client.ask(WRITE);
+    server.make("slow");
+    server.make("broken");
+    drop(client);
+    server.await_file("flushes");
+    let mut controller = server.controller();
+    controller.send(b"p");
+    controller.expect_silence(A_WHILE);
+    server.remove("slow");
+    controller.expect("X");
+    assert!(server.messages().contains(LOST), "{}", server.messages());
+    controller.pause();
+}
+
 /// What a pause found out on its way, and nobody heard, is for the next one.
 #[test]
 fn a_last_flush_that_failed_is_told_even_if_the_pause_that_finds_it_is_ended() {

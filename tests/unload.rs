@@ -134,13 +134,15 @@ fn our_thread_ends_before_unload_returns_while_paused_with_controllers_and_held_
     });
 }
 
-/// What memcheck counts.
-#[derive(Debug, PartialEq, Eq, PartialOrd)]
+/// What memcheck counts, in bytes but for the errors.
+#[derive(Debug, PartialEq, Eq)]
 struct Memcheck {
     errors: u64,
-    definitely: u64,
-    indirectly: u64,
-    possibly: u64,
+    definitely_lost: u64,
+    indirectly_lost: u64,
+    /// What is left of a thread that has not quite ended with the process is
+    /// "possibly lost". nbdkit has such threads now and then; we have none.
+    possibly_lost_by_us: usize,
 }
 
 /// A number in a line of valgrind's report, after `label`.
@@ -154,6 +156,15 @@ fn number(report: &str, label: &str) -> u64 {
         })
         // "All heap blocks were freed" has no such lines.
         .unwrap_or(0)
+}
+
+/// The paragraphs of valgrind's report.
+fn records(report: &str) -> impl Iterator<Item = String> {
+    let lines: Vec<&str> =
+        report.lines().map(|line| line.splitn(3, "==").nth(2).unwrap_or(line)).collect();
+    let records: Vec<String> =
+        lines.split(|line| line.trim().is_empty()).map(|record| record.join("\n")).collect();
+    records.into_iter()
 }
 
 fn under_valgrind(setup: Setup) -> Server {
@@ -173,11 +184,14 @@ fn memcheck(server: Server) -> (Memcheck, String) {
     let ended = server.ended(GENEROUS).well();
     let report = fs::read_to_string(ended.path("valgrind")).unwrap();
     assert!(report.contains("ERROR SUMMARY"), "{report}");
+    let us = filter::ours().to_str().unwrap();
     let counted = Memcheck {
         errors: number(&report, "ERROR SUMMARY:"),
-        definitely: number(&report, "definitely lost:"),
-        indirectly: number(&report, "indirectly lost:"),
-        possibly: number(&report, "possibly lost:"),
+        definitely_lost: number(&report, "definitely lost:"),
+        indirectly_lost: number(&report, "indirectly lost:"),
+        possibly_lost_by_us: records(&report)
+            .filter(|record| record.contains("are possibly lost") && record.contains(us))
+            .count(),
     };
     (counted, report)
 }
@@ -203,6 +217,7 @@ fn load(server: &Server) {
 fn dying_client(server: &Server) {
     let mut client = Client::connect(server);
     let held = client.send(WRITE);
+    client.all_read_by_server();
     client.expect_held(&[held], A_WHILE);
 }
 
@@ -210,6 +225,7 @@ fn dying_client(server: &Server) {
 fn end_with_a_held_request(server: &Server) {
     let mut client = Client::connect(server);
     let held = client.send(WRITE);
+    client.all_read_by_server();
     client.expect_held(&[held], A_WHILE);
     server.terminate();
     assert_eq!(client.reply_within(held, GENEROUS), Some(Err(libc::ESHUTDOWN)));

@@ -104,6 +104,7 @@ impl Doorman {
         controllers: &mut Vec<Controller>,
         is_holder: &impl Fn(u64) -> bool,
     ) -> io::Result<UnixStream> {
+        let mut made_room = false;
         loop {
             let e = match self.socket.listener().accept() {
                 Ok((stream, _)) => {
@@ -124,10 +125,13 @@ impl Doorman {
                 error!("cannot accept a controller: {e}; idle ones make room until that is over");
             }
             let out_of_descriptors = matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
-            if !out_of_descriptors
-                || (self.spare.take().is_none()
-                    && !close_idlest(controllers, is_holder, "file descriptors have run out"))
-            {
+            // One for one: where others take what is freed, closing more is no use.
+            if !out_of_descriptors || made_room {
+                return Err(e);
+            }
+            made_room = self.spare.take().is_some()
+                || close_idlest(controllers, is_holder, "file descriptors have run out");
+            if !made_room {
                 return Err(e);
             }
         }

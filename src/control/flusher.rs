@@ -12,6 +12,9 @@ use parking_lot::Mutex;
 
 use crate::os::{self, Bell};
 
+/// As the threads that nbdkit calls plugins on have it, by default.
+const STACK: usize = 8 * 1024 * 1024;
+
 /// What lies below the gate, as far as a pause has to do with it.
 pub trait Storage: Send + Sync {
     /// Whether nothing was written since it was last made stable.
@@ -108,7 +111,8 @@ impl Flusher {
         let (storage, bell) = (self.storage.clone(), self.bell.clone());
         let (stop, slot) = (cancelled.clone(), result.clone());
         let thread = os::without_signals(|| {
-            thread::Builder::new().name("pause-flush".into()).spawn(move || {
+            let builder = thread::Builder::new().name("pause-flush".into()).stack_size(STACK);
+            builder.spawn(move || {
                 *slot.lock() = Some(storage.make_stable(&stop));
                 bell.ring();
             })

@@ -9,6 +9,7 @@ mod pause;
 mod session;
 
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,11 +25,14 @@ use controller::Controller;
 use doorman::Doorman;
 use flusher::Flusher;
 pub use flusher::Storage;
-use pause::{Asked, Pause, Progress};
+use pause::{Outcome, Pause, Progress};
 use session::{Command, Reply};
 
 /// More than the loop needs; the default would count against limits on memory.
 const STACK: usize = 128 * 1024;
+
+/// When poll(2) fails it is tried again after so long.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// What the parameters say of pauses.
 pub struct Rules {
@@ -102,14 +106,20 @@ struct Loop {
 impl Loop {
     fn run(mut self) {
         let mut fds = Vec::new();
+        let mut blind = false;
         while !self.stop.load(Ordering::Acquire) {
             fds.clear();
             fds.push(PollFd { fd: self.bell.as_fd().as_raw_fd(), events: POLLIN, revents: 0 });
             fds.push(self.doorman.poll());
             fds.extend(self.controllers.iter().map(Controller::poll));
+            // Out of memory, say. There is nobody else who could resume.
             if let Err(e) = os::poll(&mut fds, self.limit()) {
-                error!("the control socket is not served any more: poll: {e}");
-                return;
+                if !mem::replace(&mut blind, true) {
+                    error!("cannot wait for controllers: poll: {e}; trying again and again");
+                }
+                thread::sleep(RETRY);
+            } else {
+                blind = false;
             }
             self.turn(&fds);
         }
@@ -195,30 +205,32 @@ impl Loop {
     fn obey(&mut self, index: usize, command: Command) {
         let Some(controller) = self.controllers.get(index) else { return };
         let (number, name) = (controller.number(), controller.name());
-        let (asked, hope) = match command {
+        let (outcome, hope) = match command {
             Command::Pause => (self.pause.pause(&name), Reply::Paused),
             Command::Hold if self.holds => (self.pause.hold(number, &name), Reply::Held),
             Command::LetGo if self.holds => match self.pause.let_go(number, &name) {
-                true => (Asked::Paused, Reply::LetGo),
-                false => (Asked::Failed, Reply::No),
+                true => (Outcome::Done, Reply::LetGo),
+                false => (Outcome::Failed, Reply::No),
             },
             Command::Resume => {
+                // A pause that is not in force yet never takes effect.
                 self.pause.resume(&name);
-                // A pause that was not in force yet never took effect.
-                self.settle_waiting(false);
-                (Asked::Paused, Reply::Resumed)
+                (Outcome::Done, Reply::Resumed)
             }
-            Command::Unknown | Command::Hold | Command::LetGo => (Asked::Failed, Reply::No),
+            Command::Unknown | Command::Hold | Command::LetGo => (Outcome::Failed, Reply::No),
         };
+        // Others may have waited for what this one has found or brought about:
+        // that the pause is in force, or that it has ended.
         if !self.pause.is_wanted() {
-            // It ended just now, and others may have waited for it.
             self.settle_waiting(false);
+        } else if self.pause.is_in_force() {
+            self.settle_waiting(true);
         }
         let Some(controller) = self.controllers.get_mut(index) else { return };
-        match asked {
-            Asked::Paused => controller.session.answer(hope),
-            Asked::Pending => controller.session.wait_for(hope),
-            Asked::Failed => controller.session.answer(Reply::No),
+        match outcome {
+            Outcome::Done => controller.session.answer(hope),
+            Outcome::Pending => controller.session.wait_for(hope),
+            Outcome::Failed => controller.session.answer(Reply::No),
         }
     }
 }

@@ -47,11 +47,11 @@ struct Closed {
     deadline: Option<Instant>,
 }
 
-/// What became of a request to pause.
+/// What became of a command.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Asked {
-    /// The pause is in force.
-    Paused,
+pub enum Outcome {
+    /// It has taken effect; a pause is in force.
+    Done,
     /// Not yet; ask `progress` when the bell rings.
     Pending,
     /// It could not be had, for this one at least.
@@ -84,20 +84,20 @@ impl Pause {
     }
 
     /// `p`: asks for a pause that lasts until `resume`.
-    pub fn pause(&mut self, who: &dyn fmt::Display) -> Asked {
+    pub fn pause(&mut self, who: &dyn fmt::Display) -> Outcome {
         let asked = self.close(format_args!("pause requested by {who}"));
-        self.asked |= asked != Asked::Failed;
+        self.asked |= asked != Outcome::Failed;
         asked
     }
 
     /// `+`: asks for a pause that lasts until connection `holder` lets go.
-    pub fn hold(&mut self, holder: u64, who: &dyn fmt::Display) -> Asked {
+    pub fn hold(&mut self, holder: u64, who: &dyn fmt::Display) -> Outcome {
         if self.holds.len() >= MOST_HOLDS && !self.holds.contains(&holder) {
-            error!("no hold for {who}: {MOST_HOLDS} are in force already");
-            return Asked::Failed;
+            info!("no hold for {who}: {MOST_HOLDS} are in force already");
+            return Outcome::Failed;
         }
         let asked = self.close(format_args!("hold requested by {who}"));
-        if asked != Asked::Failed {
+        if asked != Outcome::Failed {
             self.holds.insert(holder);
         }
         asked
@@ -124,6 +124,12 @@ impl Pause {
     /// Whether anybody wants the gate closed.
     pub fn is_wanted(&self) -> bool {
         self.asked || !self.holds.is_empty()
+    }
+
+    /// Whether the gate is closed, nothing is in flight, and all is stable that
+    /// was to be.
+    pub fn is_in_force(&self) -> bool {
+        matches!(self.stage, Stage::Paused(_))
     }
 
     /// `r`: the pause and all holds are over, in force or not.
@@ -163,15 +169,15 @@ impl Pause {
     }
 
     /// Closes the gate if it is open, and looks how far the pause gets at once.
-    fn close(&mut self, log: fmt::Arguments<'_>) -> Asked {
+    fn close(&mut self, log: fmt::Arguments<'_>) -> Outcome {
         match self.stage {
-            Stage::Paused(_) => return Asked::Paused,
+            Stage::Paused(_) => return Outcome::Done,
             Stage::Draining(_) | Stage::Flushing(_) => {}
             Stage::Running => {
                 let since = Instant::now();
                 if let Err(e) = self.gate.close() {
                     error!("cannot pause: {e}; requests flow on");
-                    return Asked::Failed;
+                    return Outcome::Failed;
                 }
                 // Too far away to be told in this clock is no deadline.
                 let deadline = self.timeout.and_then(|timeout| since.checked_add(timeout));
@@ -181,13 +187,13 @@ impl Pause {
         match self.progress() {
             Progress::Paused => {
                 info!("{log}");
-                Asked::Paused
+                Outcome::Done
             }
             Progress::None => {
                 info!("{log}: {} requests in flight", self.gate.in_flight());
-                Asked::Pending
+                Outcome::Pending
             }
-            Progress::Ended => Asked::Failed,
+            Progress::Ended => Outcome::Failed,
         }
     }
 
@@ -213,7 +219,7 @@ impl Pause {
                 self.stage = Stage::Paused(closed);
             }
         }
-        Ok(matches!(self.stage, Stage::Paused(_)))
+        Ok(self.is_in_force())
     }
 
     fn closed(&self) -> Option<Closed> {

@@ -35,7 +35,7 @@ impl Counts {
     /// Takes a new seat, for one thread.
     pub fn take_seat(&self) -> TakenSeat {
         let seat = Arc::new(Seat { inside: AtomicUsize::new(0) });
-        // Who sums after this finds the seat. Who summed before had closed the
+        // Who sums after this finds the seat. Who drained before had closed the
         // gate before, and this lock makes the newcomer see that.
         self.taken.lock().push(seat.clone());
         TakenSeat { seat, counts: self.clone() }

@@ -89,6 +89,9 @@ pub struct Gate {
     ///
     /// FENCED is in all of them or in none. Only written with `switch` locked.
     state: Futex,
+    /// How often the gate was opened, the first time included. Next to `state`,
+    /// since every request reads both.
+    openings: AtomicUsize,
     barrier: Barrier,
     switch: Mutex<()>,
     counts: Counts,
@@ -118,6 +121,7 @@ impl Gate {
                 Barrier::Membarrier => OPEN,
                 Barrier::Fences => OPEN | FENCED,
             }),
+            openings: AtomicUsize::new(1),
             barrier,
             switch: Mutex::new(()),
             counts: Counts::new(),
@@ -257,9 +261,18 @@ impl Gate {
     pub fn open(&self) {
         let _switch = self.switch.lock();
         let state = self.state.load(Ordering::Relaxed);
+        let openings = self.openings.load(Ordering::Relaxed);
+        self.openings.store(openings.wrapping_add(1), Ordering::Relaxed);
         // Release: see `enter`.
         self.state.store(state & FENCED, Ordering::Release);
         self.state.wake_all();
+    }
+
+    /// How often the gate was opened, at least once. Who is inside sees every opening up
+    /// to the one that let it in (`open` releases, `enter` acquires).
+    #[inline]
+    pub fn openings(&self) -> usize {
+        self.openings.load(Ordering::Relaxed)
     }
 
     /// How many requests are inside; for the log, it may be old at once.

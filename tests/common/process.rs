@@ -187,6 +187,13 @@ pub fn descriptors(pid: u32) -> usize {
     entries(format!("/proc/{pid}/fd"))
 }
 
+/// The number that a process's next descriptor will have.
+pub fn next_descriptor(pid: u32) -> u64 {
+    (0..)
+        .find(|number| fs::symlink_metadata(format!("/proc/{pid}/fd/{number}")).is_err())
+        .expect("a number")
+}
+
 fn entries(folder: impl AsRef<Path>) -> usize {
     fs::read_dir(folder).map_or(0, Iterator::count)
 }

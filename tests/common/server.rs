@@ -414,6 +414,11 @@ impl Server {
         self.process.stderr()
     }
 
+    /// How often it has said something with `what` in it.
+    pub fn messages_count(&self, what: &str) -> usize {
+        self.messages().matches(what).count()
+    }
+
     pub fn is_running(&mut self) -> bool {
         self.process.is_running()
     }

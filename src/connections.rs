@@ -1,0 +1,70 @@
+//! All connections that are open, and what of their writes a pause has to make
+//! stable.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::connection::Connection;
+use crate::control::Storage;
+use crate::gate::Gate;
+
+/// All connections that are open.
+#[derive(Default)]
+pub struct Connections {
+    /// By address. nbdkit may skip `close` when it ends, and what it has left
+    /// open then goes with the filter.
+    open: Mutex<BTreeMap<usize, Arc<Connection>>>,
+    /// A connection has ended and the flush of its writes had failed. Nobody
+    /// can say what became of them.
+    lost: AtomicBool,
+}
+
+impl Connections {
+    /// A new connection through `gate`; its handle is valid until `close`.
+    pub fn open(&self, gate: Arc<Gate>) -> *const Connection {
+        let connection = Arc::new(Connection::new(gate));
+        let handle = Arc::as_ptr(&connection);
+        self.open.lock().insert(handle.addr(), connection);
+        handle
+    }
+
+    /// The end of a connection; no request with this handle is in progress.
+    pub fn close(&self, handle: *const Connection) {
+        let closed = self.open.lock().remove(&handle.addr());
+        if closed.is_some_and(|connection| !connection.abandon()) {
+            self.writes_are_lost();
+        }
+    }
+
+    /// Writes of a connection that has ended could not be made stable.
+    pub fn writes_are_lost(&self) {
+        self.lost.store(true, Ordering::Relaxed);
+    }
+
+    fn all(&self) -> Vec<Arc<Connection>> {
+        self.open.lock().values().cloned().collect()
+    }
+}
+
+impl Storage for Connections {
+    fn is_stable(&self) -> bool {
+        !self.all().iter().any(|connection| connection.needs_flush())
+    }
+
+    fn make_stable(&self, cancelled: &AtomicBool) -> Result<(), String> {
+        for connection in self.all() {
+            if cancelled.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            connection.make_stable()?;
+        }
+        Ok(())
+    }
+
+    fn has_lost_writes(&self) -> bool {
+        self.lost.swap(false, Ordering::Relaxed)
+    }
+}
