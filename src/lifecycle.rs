@@ -14,7 +14,7 @@ use crate::control::{Control, Rules, Storage};
 use crate::gate::{Barrier, Gate};
 use crate::logger;
 use crate::nbdkit::{self, Next};
-use crate::os::Bell;
+use crate::os::{self, Bell};
 use crate::socket::ControlSocket;
 
 /// The filter's one instance in this process: from `load` to `unload`.
@@ -94,8 +94,19 @@ pub fn get_ready(thread_model: c_int) -> Result<(), Failed> {
         let path = instance.config.control().map_err(failed)?;
         let socket = ControlSocket::bind(path, instance.config.mode()).map_err(failed)?;
         instance.socket = Some(Arc::new(socket));
+        // What still can go wrong ends nbdkit without a call of `unload`.
+        os::at_failed_exit(remove_socket);
         Ok(())
     })
+}
+
+extern "C" fn remove_socket() {
+    // Locked if the exit comes out of a callback of ours, which has seen to it.
+    if let Some(Some(instance)) = INSTANCE.try_lock().as_deref_mut() {
+        if instance.serving.is_none() {
+            instance.socket = None;
+        }
+    }
 }
 
 /// The process is the one that will serve; threads may be started.

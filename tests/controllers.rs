@@ -286,21 +286,6 @@ fn while_no_controller_can_be_accepted_there_is_no_busy_loop_and_then_full_recov
 /// Clients take every descriptor as soon as there is one, also the one that a
 /// controller leaves.
 #[test]
-fn out_of_descriptors_with_clients_waiting_the_operator_is_served_again_and_again() {
-    let server = Setup::new(&["memory", "1M"]).most_descriptors(40).start();
-    let _clients: Vec<UnixStream> =
-        (0..60).map(|_| UnixStream::connect(server.socket()).unwrap()).collect();
-    eventually("there are none left", GENEROUS, || {
-        server.messages().contains("Too many open files")
-    });
-    for _ in 0..50 {
-        let mut operator = server.controller();
-        operator.pause();
-        operator.resume();
-    }
-}
-
-#[test]
 fn out_of_descriptors_by_clients_one_controller_is_served_all_the_same() {
     const LIMIT: usize = 60;
     let server = Setup::new(&["memory", "1M"]).most_descriptors(LIMIT as u64).start();

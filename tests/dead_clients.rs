@@ -204,6 +204,26 @@ fn held_requests_of_other_clients_are_carried_out_serialize_all_requests() {
     others_are_served(ThreadModel::SerializeAllRequests);
 }
 
+/// Its write waits for nbdkit's one lock, out of the filter's sight, until the
+/// gate is open again.
+#[test]
+fn a_write_of_a_dead_client_that_waited_behind_another_s_is_never_applied() {
+    let server = Setup::with_disk(1).thread_model(ThreadModel::SerializeAllRequests).start();
+    let mut other = Client::connect(&server);
+    let mut dying = Client::connect(&server);
+    let mut controller = server.controller();
+    controller.pause();
+    let held = other.send(Request::Write { offset: 512, byte: 1 });
+    other.expect_held(&[held], A_WHILE);
+    let behind = dying.send(Request::Write { offset: FAR, byte: 0xdd });
+    dying.expect_held(&[behind], A_WHILE);
+    drop(dying);
+    controller.resume();
+    assert!(matches!(other.reply_within(held, PROMPT), Some(Ok(_))));
+    assert_eq!(other.ask(Request::Read { offset: 512 }), [1; 512]);
+    assert_eq!(other.ask(Request::Read { offset: FAR }), [0; 512], "a dead client's write");
+}
+
 /// Of 64 requests most are in a buffer still when the gate opens again.
 fn buffered_requests_end_with_the_held_ones(model: ThreadModel) {
     let mut random = Random::new();

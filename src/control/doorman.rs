@@ -18,9 +18,6 @@ use crate::socket::ControlSocket;
 /// processes must not lock the operator out, so one more displaces one.
 const MOST_CONTROLLERS: usize = 64;
 
-/// So many are accepted before the others have their turn.
-const MOST_AT_ONCE: usize = 16;
-
 /// After accept(2) failed, the listener is left alone for so long. It stays
 /// readable meanwhile, and would keep the loop busy.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -71,30 +68,27 @@ impl Doorman {
         }
     }
 
-    /// Lets in who has knocked, if need be in exchange for who is idle; never
-    /// for one that `is_holder`, by its number.
+    /// Lets in one who has knocked, if need be in exchange for who is idle; never
+    /// for one that `is_holder`, by its number. Whoever else waits knocks again:
+    /// to try for more would find the process out of descriptors, by whatever
+    /// was used for this one, and close a controller for nobody.
     pub fn admit(&mut self, controllers: &mut Vec<Controller>, is_holder: impl Fn(u64) -> bool) {
-        for _ in 0..MOST_AT_ONCE {
-            match self.accept(controllers, &is_holder) {
-                Ok(stream) => {
-                    if controllers.len() >= MOST_CONTROLLERS {
-                        close_idlest(controllers, &is_holder, "no more can be connected at once");
-                    }
-                    self.number = self.number.wrapping_add(1);
-                    match Controller::new(stream, self.number) {
-                        Ok(controller) => {
-                            info!("{} has connected", controller.name());
-                            controllers.push(controller);
-                        }
-                        Err(e) => error!("a controller could not be served: {e}"),
-                    }
+        match self.accept(controllers, &is_holder) {
+            Ok(stream) => {
+                if controllers.len() >= MOST_CONTROLLERS {
+                    close_idlest(controllers, &is_holder, "no more can be connected at once");
                 }
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
-                Err(_) => {
-                    self.not_before = Instant::now().checked_add(PATIENCE);
-                    return;
+                self.number = self.number.wrapping_add(1);
+                match Controller::new(stream, self.number) {
+                    Ok(controller) => {
+                        info!("{} has connected", controller.name());
+                        controllers.push(controller);
+                    }
+                    Err(e) => error!("a controller could not be served: {e}"),
                 }
             }
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+            Err(_) => self.not_before = Instant::now().checked_add(PATIENCE),
         }
     }
 
