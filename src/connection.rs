@@ -141,33 +141,38 @@ impl Connection {
     ///
     /// # Errors
     /// The request is to be answered with ESHUTDOWN.
-    #[inline]
+    // Always: out of line, the pass goes through memory, which doubles the cost.
+    #[inline(always)]
     pub fn admit(&self) -> Result<Pass<'_>, Gone> {
-        let pass = self
-            .gate
-            .enter(seat::of_this_thread(&self.gate), || self.is_gone())
-            .inspect_err(|Gone| self.leaving.pass())?;
+        let pass = match self.gate.enter(seat::of_this_thread(&self.gate), || self.is_gone()) {
+            Ok(pass) => pass,
+            Err(Gone) => return Err(self.refuse()),
+        };
         // Inside, so that no opening can come between this and the request.
-        if self.seen.load(Ordering::Relaxed) != self.gate.openings() {
-            self.look(pass)
-        } else {
-            Ok(pass)
+        if self.seen.load(Ordering::Relaxed) != self.gate.openings() && !self.is_still_there() {
+            drop(pass);
+            return Err(self.refuse());
         }
+        Ok(pass)
+    }
+
+    #[cold]
+    fn refuse(&self) -> Gone {
+        self.leaving.pass();
+        Gone
     }
 
     /// Looks whether the client is still there, once after each pause.
     #[cold]
-    fn look<'a>(&self, pass: Pass<'a>) -> Result<Pass<'a>, Gone> {
+    fn is_still_there(&self) -> bool {
         let (seen, openings) = (self.seen.load(Ordering::Relaxed), self.gate.openings());
         if self.is_gone() {
-            drop(pass);
-            self.leaving.pass();
-            return Err(Gone);
+            return false;
         }
         // Fails where another thread was faster; if that one saw the client
         // gone, it stays so.
         let _ = self.seen.compare_exchange(seen, openings, Ordering::Relaxed, Ordering::Relaxed);
-        Ok(pass)
+        true
     }
 
     #[cold]
