@@ -82,12 +82,13 @@ impl Connection {
         *self.next.lock() = Some(next);
     }
 
-    /// What is still dirty becomes stable, or is known to be lost: false. On
-    /// nbdkit's thread, from `finalize`; the next layer is let go of.
+    /// What is still dirty becomes stable, or `lost` is called, before any
+    /// pause can be in force that would not know. On nbdkit's thread, from
+    /// `finalize`; the next layer is let go of.
     ///
     /// While the gate is closed it is for the pause to flush, and after that
     /// there is nothing to do here: no call of ours may reach a quiesced plugin.
-    pub fn finalize(&self) -> bool {
+    pub fn finalize(&self, lost: impl FnOnce()) {
         let flushable = self.next.lock().is_some();
         let clean = || !flushable || !self.dirty.load(Ordering::Acquire);
         let pass = match clean() {
@@ -95,19 +96,17 @@ impl Connection {
             false => self.gate.enter(seat::of_this_thread(&self.gate), clean),
         };
         // Also waits for a flush that is in progress.
-        let next = self.next.lock().take();
-        match (pass, next) {
-            (Ok(_pass), Some(next)) => {
-                let flushed = self.flush(|| next.flush(), Result::is_ok);
-                if let Err(e) = &flushed {
-                    error!("pause-flush: the last flush of a connection failed: {e}");
-                }
-                flushed.is_ok()
+        let Some(next) = self.next.lock().take() else { return };
+        if pass.is_ok() {
+            if let Err(e) = self.flush(|| next.flush(), Result::is_ok) {
+                error!("pause-flush: the last flush of a connection failed: {e}");
             }
-            // The pause has flushed it; if it tried in vain, that shows here.
-            (Err(Gone), Some(_)) => !self.dirty.load(Ordering::Acquire),
-            (_, None) => true,
         }
+        // By our own flush or by a pause's; where it failed, that shows here.
+        if self.dirty.load(Ordering::Acquire) {
+            lost();
+        }
+        drop(pass);
     }
 
     /// Lets go of the next layer if `finalize` was left out, as it is where an

@@ -160,9 +160,9 @@ pub fn prepare(connection: &Connection, next: Next) -> Result<(), Failed> {
 /// The connection's requests have ended, and its next layer is about to.
 pub fn finalize(connection: &Connection) {
     // Without the instance locked: it may take as long as a flush or a drain.
-    if !connection.finalize() {
+    connection.finalize(|| {
         let _ = with_serving(|serving| serving.connections.writes_are_lost());
-    }
+    });
 }
 
 /// The client has left; no request with this handle is in progress.

@@ -658,6 +658,30 @@ fn a_pause_that_waits_for_a_last_flush_that_fails_gets_x() {
     controller.pause();
 }
 
+#[test]
+fn a_connection_that_closes_while_its_flush_fails_is_not_forgotten() {
+    let server = plugin().start();
+    let at_rest = server.threads_at_rest();
+    let mut client = Client::connect(&server);
+    client.ask(WRITE);
+    server.make("slow");
+    server.make("broken");
+    let mut controller = server.controller();
+    controller.send(b"p");
+    server.await_file("flushes");
+    drop(client);
+    controller.expect_silence(A_WHILE);
+    server.remove("slow");
+    controller.expect("X");
+    eventually("it has left", PROMPT, || server.threads() == at_rest);
+    server.remove("broken");
+    // Its writes were never flushed.
+    controller.send(b"p");
+    controller.expect("X");
+    assert!(server.messages().contains(LOST), "{}", server.messages());
+    controller.pause();
+}
+
 /// What a pause found out on its way, and nobody heard, is for the next one.
 #[test]
 fn a_last_flush_that_failed_is_told_even_if_the_pause_that_finds_it_is_ended() {
