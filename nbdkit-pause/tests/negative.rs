@@ -73,7 +73,10 @@ fn a_socket_that_may_not_be_used() {
     let server = Kind::Plain.start();
     // Where that user finds it.
     fs::set_permissions(server.dir(), fs::Permissions::from_mode(0o755)).expect("chmod");
-    fs::copy(PROGRAM, server.path("helper")).expect("a copy");
+    // By another process: what this one has open for writing, a process that
+    // another test is just starting has open, too, and it could not be executed.
+    let copied = Command::new("cp").arg(PROGRAM).arg(server.path("helper")).status();
+    assert!(copied.is_ok_and(|status| status.success()));
     for action in ["pause", "resume"] {
         let mut command = Command::new(server.path("helper"));
         command.args([action, "control"]).current_dir(server.dir()).uid(65534).gid(65534);
