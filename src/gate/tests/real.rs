@@ -125,14 +125,14 @@ fn stress(barrier: Barrier) {
             spin(200);
             assert_eq!(total(), before, "a request went through a closed gate, pause {pause}");
             scene.gate.open();
-            // Until requests flow again.
-            while total() == before {
+            // Until requests flow again: from one to forty, each counted twice.
+            let flowing = before + 2 * (1 + pause % 40);
+            while total() < flowing {
                 std::thread::yield_now();
             }
         }
     });
     let passed = passed.load(Ordering::Relaxed);
-    assert!(passed > 10 * PAUSES, "only {passed} requests in {PAUSES} pauses: nothing was tested");
     println!("{barrier:?}: {passed} requests, {PAUSES} pauses, {threads} threads");
 }
 
