@@ -17,6 +17,9 @@ fn main() {
 
     let header = find_nbdkit_filter_h().unwrap_or_else(|why| stop(&why));
     println!("cargo::rerun-if-changed={}", header.display());
+    if let Some(folder) = folder_that_an_upgrade_changes() {
+        println!("cargo::rerun-if-changed={}", folder.display());
+    }
     let bindings = make_bindings(&header).unwrap_or_else(|why| stop(&why));
     let out = env::var_os("OUT_DIR").unwrap_or_else(|| stop("cargo did not set OUT_DIR"));
     let out = PathBuf::from(out).join("nbdkit_sys.rs");
@@ -55,7 +58,7 @@ fn find_nbdkit_filter_h() -> Result<PathBuf, String> {
     let mut dir = PathBuf::from(dir);
     // pkg-config puts the system root before its flags, pkgconf before its
     // variables too.
-    if let Some(root) = env::var_os("PKG_CONFIG_SYSROOT_DIR").map(PathBuf::from) {
+    if let Some(root) = system_root() {
         if !dir.starts_with(&root) {
             dir = root.join(dir.strip_prefix("/").unwrap_or(&dir));
         }
@@ -66,6 +69,25 @@ fn find_nbdkit_filter_h() -> Result<PathBuf, String> {
     } else {
         Err(format!("{advice}\n  ({} is missing)", header.display()))
     }
+}
+
+/// The folder of nbdkit.pc. A packaged header is as old as its package, so that
+/// after an upgrade it may well be older than the last build here. A package
+/// manager moves its files into place, though, which the folder's own time
+/// shows, and cargo looks at that too. The header's folder would do as well,
+/// but cargo would search all of /usr/include.
+fn folder_that_an_upgrade_changes() -> Option<PathBuf> {
+    let folder = PathBuf::from(pkg_config::get_variable("nbdkit", "pcfiledir").ok()?);
+    // It is where the file was found, the system root included. pkgconf puts
+    // the root before it all the same, if it does not know it by that name.
+    let root = system_root().unwrap_or_default();
+    let without_root = folder.strip_prefix(&root).map(|rest| Path::new("/").join(rest));
+    // What is not there would count as changed, always.
+    [Ok(folder.clone()), without_root].into_iter().flatten().find(|path| path.is_dir())
+}
+
+fn system_root() -> Option<PathBuf> {
+    env::var_os("PKG_CONFIG_SYSROOT_DIR").map(PathBuf::from)
 }
 
 fn make_bindings(header: &Path) -> Result<String, String> {

@@ -21,9 +21,11 @@
 //! | [`control`] | controllers, their protocol, and the state of the pause |
 //! | [`socket`] | the control socket in the file system |
 //! | [`config`] | the parameters |
+//! | [`advice`] | what a person can do about an error of the system |
 //! | [`logger`] | `log` records to nbdkit's own log |
 //! | [`nbdkit`], [`os`] | the safe faces of nbdkit's functions and of a few system calls |
 
+mod advice;
 mod config;
 mod connection;
 mod connections;

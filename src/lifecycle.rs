@@ -7,6 +7,7 @@ use std::sync::Arc;
 use log::{error, info};
 use parking_lot::Mutex;
 
+use crate::advice::Advised;
 use crate::config::Config;
 use crate::connection::Connection;
 use crate::connections::Connections;
@@ -25,7 +26,8 @@ struct Instance {
     /// How often nbdkit loaded us: once for each `--filter` that names us.
     loads: u32,
     config: Config,
-    socket: Option<Arc<ControlSocket>>,
+    /// From `get_ready` to `after_fork`; then the control thread has it.
+    socket: Option<ControlSocket>,
     serving: Option<Serving>,
 }
 
@@ -61,7 +63,6 @@ pub fn unload() {
     let Some(mut instance) = slot.take() else {
         return;
     };
-    // The thread first: it is the one that uses the socket.
     drop(instance.serving.take());
     drop(instance.socket.take());
     logger::stop();
@@ -77,8 +78,8 @@ pub fn config_complete() -> Result<(), Failed> {
     with_instance(|instance| {
         if instance.loads > 1 {
             return Err(failed(
-                "--filter=pause is given more than once: one server has one gate and one \
-                 control socket; give the filter once",
+                "this filter is given more than once: one server has one gate and one \
+                 control socket; give it once",
             ));
         }
         instance.config.control().map(|_| ()).map_err(failed)
@@ -93,7 +94,7 @@ pub fn get_ready(thread_model: c_int) -> Result<(), Failed> {
         instance.config.check_thread_model(thread_model).map_err(failed)?;
         let path = instance.config.control().map_err(failed)?;
         let socket = ControlSocket::bind(path, instance.config.mode()).map_err(failed)?;
-        instance.socket = Some(Arc::new(socket));
+        instance.socket = Some(socket);
         // What still can go wrong ends nbdkit without a call of `unload`.
         os::at_failed_exit(remove_socket);
         Ok(())
@@ -122,9 +123,10 @@ pub fn after_fork() -> Result<(), Failed> {
     })
 }
 
-fn serve(instance: &Instance) -> Result<Serving, Failed> {
-    let socket = instance.socket.clone().ok_or_else(|| failed("there is no control socket"))?;
-    let bell = Bell::new().map_err(|e| failed(format_args!("cannot make an eventfd: {e}")))?;
+fn serve(instance: &mut Instance) -> Result<Serving, Failed> {
+    let bell = Bell::new().map_err(|e| {
+        failed(format_args!("pause-control: cannot make an eventfd: {}", Advised(&e)))
+    })?;
     let bell = Arc::new(bell);
     let rung = bell.clone();
     let gate = Arc::new(Gate::new(Barrier::best(), move || rung.ring()));
@@ -136,8 +138,9 @@ fn serve(instance: &Instance) -> Result<Serving, Failed> {
         timeout: instance.config.timeout(),
         holds: instance.config.hold(),
     };
+    let socket = instance.socket.take().ok_or_else(|| failed("there is no control socket"))?;
     let control = Control::start(socket, gate.clone(), bell, rules)
-        .map_err(|e| failed(format_args!("cannot start the control thread: {e}")))?;
+        .map_err(|why| failed(format_args!("pause-control: {why}")))?;
     Ok(Serving { _control: control, gate, connections, flush })
 }
 

@@ -1,14 +1,42 @@
 //! Where `log` records go: errors to nbdkit's error log, the rest to its debug
 //! log (`nbdkit -v`), where `RUST_LOG` says which records pass, via env_logger.
+//! A thread that must never wait can have its records kept back while whoever
+//! reads the log does not.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::time::Duration;
 
 use env_logger::{Builder, Env, Logger};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use parking_lot::RwLock;
 
 use crate::nbdkit;
+use crate::os;
 
 /// Without `RUST_LOG`: everything an operator would ask about afterwards.
 const DEFAULT_FILTER: &str = "info";
+
+/// A pipe may be full for a moment though it is read.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// So many errors are kept for a log that is stuck.
+const MOST_UNSAID: usize = 64;
+
+/// What a thread that never waits has not said yet.
+#[derive(Default)]
+struct Unsaid {
+    /// The log took nothing when it was looked at last.
+    stuck: bool,
+    /// In their order. The rest is of no use to anyone later.
+    errors: Vec<String>,
+    /// Errors that there was no room for.
+    dropped: u64,
+}
+
+thread_local! {
+    static UNSAID: RefCell<Option<Unsaid>> = const { RefCell::new(None) };
+}
 
 struct NbdkitLog {
     filter: RwLock<Option<Logger>>,
@@ -32,6 +60,70 @@ pub fn stop() {
     *LOGGER.filter.write() = None;
 }
 
+/// From now on the calling thread does not wait for the log. Standard error can
+/// be a pipe that nobody reads, a terminal that is stopped, or the socket of a
+/// log daemon that hangs, and a write would take until that is over. (A thread
+/// that fills it between our look and our write can still make us wait. So can
+/// syslog(3), whose socket is not ours to look at.) What is still unsaid when the
+/// thread ends is lost: nbdkit, as it ends, must not wait for the log either.
+pub fn never_wait() {
+    let _ = UNSAID.try_with(|unsaid| unsaid.replace(Some(Unsaid::default())));
+}
+
+/// Says what was kept back if the log takes it now. True if something is left,
+/// so that it is to be called again.
+pub fn catch_up() -> bool {
+    with_unsaid(|unsaid| !unsaid.catch_up()).unwrap_or(false)
+}
+
+/// To nbdkit, whose log has more than ours in it.
+fn tell(is_error: bool, text: impl fmt::Display) {
+    match is_error {
+        true => nbdkit::error(format_args!("pause: {text}")),
+        false => nbdkit::debug(format_args!("pause: {text}")),
+    }
+}
+
+/// `None` where the calling thread waits, as most do.
+fn with_unsaid<R>(act: impl FnOnce(&mut Unsaid) -> R) -> Option<R> {
+    let act =
+        |unsaid: &RefCell<Option<Unsaid>>| Some(act(unsaid.try_borrow_mut().ok()?.as_mut()?));
+    UNSAID.try_with(act).ok().flatten()
+}
+
+impl Unsaid {
+    /// Whether the log takes a record now.
+    fn log_takes_more(&mut self) -> bool {
+        let patience = if self.stuck { Duration::ZERO } else { PATIENCE };
+        self.stuck = !os::stderr_takes_more(patience);
+        !self.stuck
+    }
+
+    /// True if nothing is left.
+    fn catch_up(&mut self) -> bool {
+        while !self.errors.is_empty() && self.log_takes_more() {
+            tell(true, self.errors.remove(0));
+        }
+        if self.errors.is_empty() && self.dropped > 0 && self.log_takes_more() {
+            let lost = format!(
+                "{} more errors are lost: the log had taken none for too long",
+                self.dropped
+            );
+            tell(true, lost);
+            self.dropped = 0;
+        }
+        self.errors.is_empty() && self.dropped == 0
+    }
+
+    fn keep(&mut self, message: String) {
+        if self.errors.len() < MOST_UNSAID && self.dropped == 0 {
+            self.errors.push(message);
+        } else {
+            self.dropped = self.dropped.saturating_add(1);
+        }
+    }
+}
+
 impl Log for NbdkitLog {
     fn enabled(&self, metadata: &Metadata) -> bool {
         metadata.level() == Level::Error
@@ -41,10 +133,20 @@ impl Log for NbdkitLog {
     fn log(&self, record: &Record) {
         // An error is always seen: a RUST_LOG that is meant for another program
         // must not hide why nbdkit does not start.
-        if record.level() == Level::Error {
-            nbdkit::error(format_args!("pause: {}", record.args()));
-        } else if self.filter.read().as_ref().is_some_and(|filter| filter.matches(record)) {
-            nbdkit::debug(format_args!("pause: {}", record.args()));
+        let is_error = record.level() == Level::Error;
+        if !is_error && !self.filter.read().as_ref().is_some_and(|filter| filter.matches(record)) {
+            return;
+        }
+        let text = record.args();
+        let is_kept_back = with_unsaid(|unsaid| {
+            let now = unsaid.catch_up() && unsaid.log_takes_more();
+            if !now && is_error {
+                unsaid.keep(text.to_string());
+            }
+            !now
+        });
+        if is_kept_back != Some(true) {
+            tell(is_error, text);
         }
     }
 

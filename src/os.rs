@@ -1,12 +1,13 @@
 //! The safe face of the few system calls that std does not offer. No decisions
 //! are taken here.
 
-use std::fs::File;
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process;
 use std::ptr;
@@ -39,6 +40,14 @@ pub fn poll(fds: &mut [PollFd], limit: Option<Duration>) -> io::Result<()> {
         e if e.kind() == io::ErrorKind::Interrupted => Ok(()),
         e => Err(e),
     }
+}
+
+/// Whether a short write to standard error would not wait, now or before
+/// `patience` is over.
+pub fn stderr_takes_more(patience: Duration) -> bool {
+    let mut fds = [PollFd { fd: libc::STDERR_FILENO, events: POLLOUT, revents: 0 }];
+    // An error of it counts as well: the write finds that, and returns.
+    poll(&mut fds, Some(patience)).is_ok() && fds.iter().all(|fd| fd.revents != 0)
 }
 
 /// A bell that any thread may ring and one thread polls (eventfd(2)).
@@ -78,18 +87,6 @@ fn owned(fd: libc::c_int) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Runs `make` with a umask that leaves a new socket exactly `mode`. The umask
-/// belongs to the process: call this only while it has a single thread.
-pub fn with_mode<R>(mode: u32, make: impl FnOnce() -> R) -> R {
-    let forbidden = (!mode & 0o777) as libc::mode_t;
-    // SAFETY: umask(2) takes an integer and cannot fail.
-    let before = unsafe { libc::umask(forbidden) };
-    let made = make();
-    // SAFETY: as above.
-    unsafe { libc::umask(before) };
-    made
-}
-
 /// Takes the advisory lock of an open file if it is free (flock(2)). It is
 /// given back when the file is closed.
 pub fn try_lock(file: &File) -> io::Result<()> {
@@ -100,12 +97,65 @@ pub fn try_lock(file: &File) -> io::Result<()> {
     }
 }
 
-/// Connects to the Unix socket at `path` without ever waiting for its owner;
-/// the connection is closed at once.
+/// Binds a new stream socket to `path`, where its file is made, with as much of
+/// `mode` as the umask leaves and never a bit more. Nobody can connect to it
+/// before `listen`, and accept(2) never blocks.
+pub fn bind(path: &Path, mode: u32) -> io::Result<UnixListener> {
+    let address = address(path)?;
+    let socket = File::from(unix_socket(libc::SOCK_STREAM)?);
+    // On Linux the file gets the permissions of the socket it is made for, less
+    // the umask. So no umask has to be set, which all threads would share.
+    socket.set_permissions(Permissions::from_mode(mode))?;
+    let size = mem::size_of_val(&address) as libc::socklen_t;
+    // SAFETY: bind(2) reads `size` bytes, all of `address`.
+    match unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size) } {
+        0 => Ok(OwnedFd::from(socket).into()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Lets controllers connect from now on, as many at once as the system allows.
+pub fn listen(listener: &UnixListener) -> io::Result<()> {
+    // SAFETY: listen(2) takes two integers; more than the system allows is cut
+    // down to that.
+    match unsafe { libc::listen(listener.as_raw_fd(), libc::c_int::MAX) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Whoever connects from now on is refused; who has connected before can still
+/// be accepted.
+pub fn stop_listening(listener: &UnixListener) -> io::Result<()> {
+    // SAFETY: shutdown(2) takes two integers.
+    match unsafe { libc::shutdown(listener.as_raw_fd(), libc::SHUT_RDWR) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Connects a datagram socket to the Unix socket at `path`, and closes it. The
+/// owner of a stream socket hears nothing of it: the kernel refuses the wrong
+/// type (EPROTOTYPE) on its behalf, and says ECONNREFUSED if there is no owner.
 pub fn try_connect(path: &Path) -> io::Result<()> {
-    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    let address = address(path)?;
+    let socket = unix_socket(libc::SOCK_DGRAM)?;
+    let size = mem::size_of_val(&address) as libc::socklen_t;
+    // SAFETY: connect(2) reads `size` bytes, all of `address`.
+    match unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), size) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A socket of type `kind` that never blocks.
+fn unix_socket(kind: libc::c_int) -> io::Result<OwnedFd> {
+    let kind = kind | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: socket(2) takes three integers and returns a new descriptor.
-    let socket = owned(unsafe { libc::socket(libc::AF_UNIX, kind, 0) })?;
+    owned(unsafe { libc::socket(libc::AF_UNIX, kind, 0) })
+}
+
+fn address(path: &Path) -> io::Result<libc::sockaddr_un> {
     // SAFETY: sockaddr_un is plain data, for which all zeroes is a value.
     let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
     address.sun_family = libc::AF_UNIX as libc::sa_family_t;
@@ -117,18 +167,27 @@ pub fn try_connect(path: &Path) -> io::Result<()> {
     for (to, from) in address.sun_path.iter_mut().zip(bytes) {
         *to = *from as libc::c_char;
     }
-    // SAFETY: connect(2) reads as many bytes as it is told, all of `address`.
-    let connected = unsafe {
-        libc::connect(
-            socket.as_raw_fd(),
-            (&raw const address).cast(),
-            mem::size_of_val(&address) as libc::socklen_t,
-        )
-    };
-    match connected {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    Ok(address)
+}
+
+/// An open directory. Anything else is an error at once; to open a FIFO, say,
+/// would take a writer.
+pub fn open_directory(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(path)
+}
+
+/// The file at `path` itself, not what a symbolic link there leads to; neither
+/// read nor written, only looked at (O_PATH).
+pub fn open_path(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)
+}
+
+/// Sets the permissions of this very file, whatever its name is now. fchmod(2)
+/// does not take what `open_path` returns, and chmod(2) takes it by its name in
+/// /proc.
+pub fn set_mode(file: &File, mode: u32) -> io::Result<()> {
+    let name = format!("/proc/self/fd/{}", file.as_raw_fd());
+    fs::set_permissions(name, Permissions::from_mode(mode))
 }
 
 /// Process and user at the other end of a Unix socket when it was connected

@@ -13,15 +13,14 @@
 mod common;
 
 use std::fs;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use common::control::Controller;
 use common::nbd::{Client, Request};
-use common::process::{is_alive, send_signal};
+use common::process::send_signal;
 use common::random::Random;
-use common::server::{Server, Setup};
-use common::{A_WHILE, GENEROUS, PROMPT, clients, eventually, filter};
+use common::server::{Daemon, Server, Setup};
+use common::{A_WHILE, GENEROUS, PROMPT, clients, eventually, filter, nbdkit};
 
 const READ: Request = Request::Read { offset: 0 };
 
@@ -151,25 +150,6 @@ fn r_of_another_controller_ends_a_pause() {
     one.resume();
 }
 
-/// A server in the background. It is killed when this is dropped.
-struct Daemon {
-    pidfile: PathBuf,
-}
-
-impl Daemon {
-    fn pid(&self) -> Option<u32> {
-        fs::read_to_string(&self.pidfile).ok()?.trim().parse().ok()
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        if let Some(pid) = self.pid().filter(|&pid| is_alive(pid)) {
-            send_signal(pid, libc::SIGKILL);
-        }
-    }
-}
-
 #[test]
 fn the_two_commands_of_the_readme_work_as_typed() {
     let setup = Setup::with_disk(1);
@@ -182,15 +162,14 @@ fn the_two_commands_of_the_readme_work_as_typed() {
         clients::start("sh", &["-c", &format!("cd {} && {command}", folder.display())])
     };
     let daemon = Daemon { pidfile: setup.path("pid") };
-    in_folder(
-        "nbdkit -U nbd -P pid \
-         --filter=./target/release/libpause.so file disk.img pause-control=sock",
-    )
+    let (nbdkit, file) = (nbdkit::words().join(" "), nbdkit::plugin("file"));
+    in_folder(&format!(
+        "{nbdkit} -U nbd -P pid \
+         --filter=./target/release/libpause.so {file} disk.img pause-control=sock",
+    ))
     .finish(GENEROUS)
     .succeeded();
-    // The command returns at the fork, before the server writes it.
-    eventually("its process id", GENEROUS, || daemon.pid().is_some());
-    let pid = daemon.pid().unwrap();
+    let pid = daemon.wait();
 
     // Without -N, nc stays connected. The next one must be served all the same.
     let said = |nc: &common::process::Process, what: &str| {
@@ -203,7 +182,7 @@ fn the_two_commands_of_the_readme_work_as_typed() {
     Controller::connect(&setup.path("sock")).resume();
 
     send_signal(pid, libc::SIGTERM);
-    eventually("the server goes", PROMPT, || !is_alive(pid));
+    daemon.ended(PROMPT);
     assert!(!setup.path("sock").exists());
     // They see that the server has gone, and go as well.
     p.finish(GENEROUS);

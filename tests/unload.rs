@@ -19,7 +19,7 @@ use std::thread;
 
 use common::clients::fio;
 use common::nbd::{Client, ONE_OF_EACH, Request};
-use common::process::{is_alive, run, thread_named};
+use common::process::{is_alive, run};
 use common::server::{Server, Setup};
 use common::{A_WHILE, GENEROUS, PROMPT, eventually, filter};
 
@@ -95,7 +95,7 @@ fn our_thread_ends_before_unload_returns_after(end: impl FnOnce(&Server)) {
     let server = Setup::new(&["memory", "1M"])
         .under(&["strace", "-f", "-e", "trace=exit,exit_group,unlink,unlinkat", "-o", "trace"])
         .start();
-    let ours = thread_named(server.pid(), "pause-control");
+    let ours = server.control_thread();
     let server_itself = server.pid();
     end(&server);
     let ended = server.ended(GENEROUS).well();
@@ -295,9 +295,10 @@ fn only_filter_init_is_exported() {
 }
 
 #[test]
-fn the_library_has_at_most_500_kb_and_no_symbols() {
+fn the_library_has_at_most_550_kb_and_no_symbols() {
     let size = fs::metadata(filter::ours()).unwrap().len();
-    assert!(size <= 500_000, "{size} bytes");
+    // With Rust 1.85 it has 531 kB, with a later one 470.
+    assert!(size <= 550_000, "{size} bytes");
     let mut nm = Command::new("nm");
     nm.arg(filter::ours());
     assert!(run(nm).stderr.contains("no symbols"));

@@ -16,13 +16,13 @@ mod helper;
 
 use std::thread;
 
-use common::process::send_signal;
+use common::process::{go_on, stop};
 use common::{A_WHILE, GENEROUS};
 use helper::{
     Kind, WITHOUT_HOLDS, end_command, expect_flow, expect_paused, expect_said, expect_status,
     finish_run, finished, helper, run_on, start_run, wait_until_paused,
 };
-use libc::{SIGCONT, SIGKILL, SIGSTOP};
+use libc::SIGKILL;
 
 #[test]
 fn it_is_said_and_how_to_resume_by_hand() {
@@ -94,9 +94,9 @@ fn a_server_that_does_not_answer_at_the_end_is_named_with_what_to_type() {
     for kind in WITHOUT_HOLDS {
         let (good, stuck) = (kind.start(), kind.start());
         let run = start_run(&[&good, &stuck]);
-        send_signal(stuck.pid(), SIGSTOP);
+        stop(stuck.pid());
         let run = finish_run(&good, run);
-        send_signal(stuck.pid(), SIGCONT);
+        go_on(stuck.pid());
         expect_status(&run, 124);
         let socket = stuck.control_path();
         let socket = socket.display();

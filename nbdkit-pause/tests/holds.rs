@@ -18,12 +18,12 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
+use common::process::{go_on, stop};
 use common::{GENEROUS, PROMPT};
 use helper::{
     Kind, UNTIL_TOLD, expect_flow, expect_paused, expect_said, expect_status, finish_run, finished,
     helper, run_on, start_run, touch, wait_until_paused, with_read_in_flight,
 };
-use libc::{SIGCONT, SIGSTOP};
 
 const UNUSABLE: &str = "DO NOT USE THE SNAPSHOT";
 
@@ -179,9 +179,9 @@ fn a_drain_that_runs_into_the_servers_own_limit_is_no_pause() {
 fn a_server_that_does_not_answer_at_the_end_proves_nothing() {
     let (good, stuck) = (Kind::Holds.start(), Kind::Holds.start());
     let run = start_run(&[&good, &stuck]);
-    common::process::send_signal(stuck.pid(), SIGSTOP);
+    stop(stuck.pid());
     let run = finish_run(&good, run);
-    common::process::send_signal(stuck.pid(), SIGCONT);
+    go_on(stuck.pid());
     expect_status(&run, 124);
     let socket = stuck.control_path();
     let socket = socket.display();

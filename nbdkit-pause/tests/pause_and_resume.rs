@@ -47,7 +47,7 @@ fn where_one_cannot_be_paused_none_stays_paused() {
         for bad in ["nowhere", "nbd"] {
             let pause = finished(helper(&first, &["pause", "control", bad, path(&last_socket)]));
             expect_status(&pause, 125);
-            expect_said(&pause, &[&format!("{bad}: "), "no server was paused"]);
+            expect_said(&pause, &[format!("{bad}: ").as_str(), "no server was paused"]);
             expect_flow(&first);
             expect_flow(&last);
         }

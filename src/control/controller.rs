@@ -17,8 +17,8 @@ const CHUNK: usize = 512;
 const MOST_UNSENT: usize = 4096;
 
 /// A connected controller.
-pub struct Controller {
-    stream: UnixStream,
+pub struct Controller<S = UnixStream> {
+    stream: S,
     name: Name,
     /// Its commands and replies.
     pub session: Session,
@@ -42,16 +42,32 @@ impl Controller {
     /// The `number`th controller since the start, just accepted.
     pub fn new(stream: UnixStream, number: u64) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        let name = Name { number, peer: os::peer(&stream) };
-        Ok(Controller {
+        let peer = os::peer(&stream);
+        Ok(Controller::over(stream, number, peer))
+    }
+
+    /// What to wait for.
+    pub fn poll(&self) -> PollFd {
+        let (fd, events) = match self.awaited() {
+            Some(events) => (self.stream.as_raw_fd(), events),
+            None => (-1, 0),
+        };
+        PollFd { fd, events, revents: 0 }
+    }
+}
+
+impl<S: Read + Write> Controller<S> {
+    /// The same, over any stream whose reads and writes don't wait.
+    pub fn over(stream: S, number: u64, peer: Option<(libc::pid_t, libc::uid_t)>) -> Self {
+        Controller {
             stream,
-            name,
+            name: Name { number, peer },
             session: Session::default(),
             active: Instant::now(),
             input_ended: false,
             vanished: false,
             hung_up: false,
-        })
+        }
     }
 
     /// How the log calls it.
@@ -69,9 +85,9 @@ impl Controller {
         self.name.number
     }
 
-    /// What to wait for. A hang-up is always reported, and again and again: one
-    /// that is known is not waited for.
-    pub fn poll(&self) -> PollFd {
+    /// The events to wait for. A hang-up is always reported, and again and again:
+    /// where only that can come and it is known, there is nothing to wait for.
+    pub fn awaited(&self) -> Option<libc::c_short> {
         let mut events = 0;
         if !self.input_ended && self.session.is_done() && self.session.replies().len() < MOST_UNSENT
         {
@@ -80,8 +96,7 @@ impl Controller {
         if !self.session.replies().is_empty() {
             events |= POLLOUT;
         }
-        let fd = if events == 0 && self.hung_up { -1 } else { self.stream.as_raw_fd() };
-        PollFd { fd, events, revents: 0 }
+        (events != 0 || !self.hung_up).then_some(events)
     }
 
     /// Takes note of what `poll` has found, and reads what there is to read.
@@ -120,6 +135,8 @@ impl Controller {
     pub fn write(&mut self) {
         while !self.vanished && !self.session.replies().is_empty() {
             match self.stream.write(self.session.replies()) {
+                // As an error: by the rules of `Write`, it will take nothing later either.
+                Ok(0) => self.vanished = true,
                 Ok(count) => self.session.sent(count),
                 Err(e) if is_passing(&e) => return,
                 // It can still have sent commands; they count.

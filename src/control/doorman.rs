@@ -1,17 +1,16 @@
 //! Who is let in: accepts controllers, keeps their number bounded, and gets by
 //! when the process runs out of file descriptors.
 
-use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use log::{error, info};
 
+use crate::advice::Advised;
 use crate::control::controller::Controller;
-use crate::os::{POLLIN, PollFd};
+use crate::os::{Bell, POLLIN, PollFd};
 use crate::socket::ControlSocket;
 
 /// So many controllers are connected at once. A heap of forgotten `nc`
@@ -28,10 +27,13 @@ const CALM: Duration = Duration::from_secs(10);
 
 /// See the file's text.
 pub struct Doorman {
-    socket: Arc<ControlSocket>,
+    socket: ControlSocket,
+    /// Where it listened before it was put back, while somebody may still wait
+    /// there.
+    former: Vec<UnixListener>,
     /// Given up when there is no other descriptor left, so that one controller
     /// can always be served.
-    spare: Option<File>,
+    spare: Option<Bell>,
     /// When accepting failed last; this has been logged, once.
     trouble: Option<Instant>,
     not_before: Option<Instant>,
@@ -40,17 +42,52 @@ pub struct Doorman {
 
 impl Doorman {
     /// Nobody has come yet.
-    pub fn new(socket: Arc<ControlSocket>) -> Self {
-        Doorman { socket, spare: spare(), trouble: None, not_before: None, number: 0 }
+    ///
+    /// # Errors
+    /// The process has no descriptor left. It would serve, and nobody could
+    /// ever pause it.
+    pub fn new(socket: ControlSocket) -> Result<Self, String> {
+        let spare = spare().map_err(|e| {
+            format!("cannot set a file descriptor aside for controllers: {}", Advised(&e))
+        })?;
+        Ok(Doorman {
+            socket,
+            former: Vec::new(),
+            spare: Some(spare),
+            trouble: None,
+            not_before: None,
+            number: 0,
+        })
+    }
+
+    /// The socket, for who looks after it.
+    pub fn socket(&mut self) -> &mut ControlSocket {
+        &mut self.socket
+    }
+
+    /// Lets in who waits at this listener, where nobody else can connect any
+    /// more, before all others.
+    pub fn empty(&mut self, former: UnixListener) {
+        self.former.push(former);
+    }
+
+    /// Nobody is let in any more.
+    pub fn into_socket(self) -> ControlSocket {
+        self.socket
     }
 
     /// What to wait for.
     pub fn poll(&self) -> PollFd {
         let fd = match self.not_before {
             Some(_) => -1,
-            None => self.socket.listener().as_raw_fd(),
+            // One that does not listen any more is readable until it is closed.
+            None => self.listener().as_raw_fd(),
         };
         PollFd { fd, events: POLLIN, revents: 0 }
+    }
+
+    fn listener(&self) -> &UnixListener {
+        self.former.first().unwrap_or(self.socket.listener())
     }
 
     /// When `poll` has to be asked again even if nobody comes.
@@ -64,7 +101,7 @@ impl Doorman {
             self.not_before = None;
         }
         if self.spare.is_none() {
-            self.spare = spare();
+            self.spare = spare().ok();
         }
     }
 
@@ -100,7 +137,7 @@ impl Doorman {
     ) -> io::Result<UnixStream> {
         let mut made_room = false;
         loop {
-            let e = match self.socket.listener().accept() {
+            let e = match self.listener().accept() {
                 Ok((stream, _)) => {
                     if self.spare.is_some() && self.trouble.is_some_and(|t| t.elapsed() > CALM) {
                         self.trouble = None;
@@ -110,15 +147,27 @@ impl Doorman {
                 }
                 Err(e) => e,
             };
+            let out_of_descriptors = matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
+            // It passes when others give back what they have (accept(2)).
+            let is_shortage = out_of_descriptors
+                || matches!(e.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM));
             match e.kind() {
                 ErrorKind::Interrupted | ErrorKind::ConnectionAborted => continue,
+                // All have been let in who waited there, or nobody can be any more.
+                _ if !self.former.is_empty() && !is_shortage => {
+                    self.former.remove(0);
+                    continue;
+                }
                 ErrorKind::WouldBlock => return Err(e),
                 _ => {}
             }
             if self.trouble.replace(Instant::now()).is_none() {
-                error!("cannot accept a controller: {e}; idle ones make room until that is over");
+                error!(
+                    "pause-control: cannot accept a controller: {}; \
+                     idle ones make room until that is over",
+                    Advised(&e),
+                );
             }
-            let out_of_descriptors = matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
             // One for one: where others take what is freed, closing more is no use.
             if !out_of_descriptors || made_room {
                 return Err(e);
@@ -154,6 +203,7 @@ fn close_idlest(
     }
 }
 
-fn spare() -> Option<File> {
-    File::open("/dev/null").ok()
+/// An eventfd needs nothing of the file system, of which a chroot may have little.
+fn spare() -> io::Result<Bell> {
+    Bell::new()
 }

@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use log::info;
 use parking_lot::Mutex;
 
+use crate::advice::Advised;
 use crate::os::{self, Bell};
 
 /// As the threads that nbdkit calls plugins on have it, by default.
@@ -87,7 +88,8 @@ impl Flusher {
         if self.wanted {
             self.wanted = false;
             if !self.storage.is_stable() {
-                let job = self.start().map_err(|e| format!("cannot start a thread: {e}"))?;
+                let job =
+                    self.start().map_err(|e| format!("cannot start a thread: {}", Advised(&e)))?;
                 self.job = Some(job);
                 return Ok(false);
             }

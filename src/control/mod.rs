@@ -1,14 +1,17 @@
 //! The operator's side: one thread that listens on the control socket, serves
-//! all controllers and moves the pause on. It never waits for any of them, nor
-//! for the plugin, so that nothing keeps an operator's `r` from being heard.
+//! all controllers, moves the pause on and looks after the socket. It never waits
+//! for any of them, nor for the plugin, and for the log a tenth of a second at
+//! most (`logger`), so that nothing keeps an operator's `r` from being heard.
 
+mod caretaker;
 mod controller;
 mod doorman;
 mod flusher;
 mod pause;
 mod session;
+#[cfg(test)]
+mod tests;
 
-use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
@@ -18,9 +21,12 @@ use std::time::{Duration, Instant};
 
 use log::{error, info};
 
+use crate::advice::Advised;
 use crate::gate::Gate;
+use crate::logger;
 use crate::os::{self, Bell, POLLIN, PollFd};
 use crate::socket::ControlSocket;
+use caretaker::Caretaker;
 use controller::Controller;
 use doorman::Doorman;
 use flusher::Flusher;
@@ -31,7 +37,7 @@ use session::{Command, Reply};
 /// More than the loop needs; the default would count against limits on memory.
 const STACK: usize = 128 * 1024;
 
-/// When poll(2) fails it is tried again after so long.
+/// When poll(2) fails, or the log takes nothing, it is tried again after so long.
 const RETRY: Duration = Duration::from_millis(100);
 
 /// What the parameters say of pauses.
@@ -44,11 +50,12 @@ pub struct Rules {
     pub holds: bool,
 }
 
-/// The control thread. It is stopped and joined when this is dropped.
+/// The control thread. When this is dropped it is stopped and joined, and then
+/// the control socket goes.
 pub struct Control {
     bell: Arc<Bell>,
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<ControlSocket>>,
 }
 
 impl Control {
@@ -56,29 +63,33 @@ impl Control {
     /// the process that serves (nbdkit-filter(3): from `after_fork`).
     ///
     /// # Errors
-    /// No thread could be had.
+    /// What could not be had, and what to do; the socket is gone.
     pub fn start(
-        socket: Arc<ControlSocket>,
+        socket: ControlSocket,
         gate: Arc<Gate>,
         bell: Arc<Bell>,
         rules: Rules,
-    ) -> io::Result<Self> {
+    ) -> Result<Self, String> {
+        let doorman = Doorman::new(socket)?;
         let flusher = rules.flush.map(|storage| Flusher::new(storage, bell.clone()));
         let stop = Arc::new(AtomicBool::new(false));
         let control = Loop {
-            doorman: Doorman::new(socket),
+            doorman,
+            caretaker: Caretaker::new(),
             bell: bell.clone(),
             stop: stop.clone(),
             pause: Pause::new(gate, flusher, rules.timeout),
             holds: rules.holds,
             controllers: Vec::new(),
+            unsaid: false,
         };
         let thread = os::without_signals(|| {
             thread::Builder::new()
                 .name("pause-control".into())
                 .stack_size(STACK)
                 .spawn(move || control.run())
-        })?;
+        })
+        .map_err(|e| format!("cannot start the control thread: {}", Advised(&e)))?;
         Ok(Control { bell, stop, thread: Some(thread) })
     }
 }
@@ -87,8 +98,11 @@ impl Drop for Control {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
         self.bell.ring();
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            error!("the control thread had ended before its time");
+        // The thread first, since it is the one that uses the socket.
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(socket)) => drop(socket),
+            Some(Err(_)) => error!("the control thread had ended before its time"),
+            None => {}
         }
     }
 }
@@ -96,15 +110,20 @@ impl Drop for Control {
 /// What the control thread works on.
 struct Loop {
     doorman: Doorman,
+    caretaker: Caretaker,
     bell: Arc<Bell>,
     stop: Arc<AtomicBool>,
     pause: Pause,
     holds: bool,
     controllers: Vec<Controller>,
+    /// The log has still to be told something.
+    unsaid: bool,
 }
 
 impl Loop {
-    fn run(mut self) {
+    /// Serves until it is told to stop. The socket is still there then.
+    fn run(mut self) -> ControlSocket {
+        logger::never_wait();
         let mut fds = Vec::new();
         let mut blind = false;
         while !self.stop.load(Ordering::Acquire) {
@@ -115,7 +134,10 @@ impl Loop {
             // Out of memory, say. There is nobody else who could resume.
             if let Err(e) = os::poll(&mut fds, self.limit()) {
                 if !mem::replace(&mut blind, true) {
-                    error!("cannot wait for controllers: poll: {e}; trying again and again");
+                    error!(
+                        "pause-control: cannot wait for controllers: poll: {e}; \
+                         trying again and again"
+                    );
                 }
                 thread::sleep(RETRY);
             } else {
@@ -123,13 +145,17 @@ impl Loop {
             }
             self.turn(&fds);
         }
+        self.doorman.into_socket()
     }
 
     /// How long there is nothing to do if nobody comes.
     fn limit(&self) -> Option<Duration> {
-        let deadline =
-            [self.doorman.not_before(), self.pause.deadline()].into_iter().flatten().min();
-        deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+        let deadlines =
+            [self.doorman.not_before(), self.pause.deadline(), self.caretaker.next_look()];
+        let deadline = deadlines.into_iter().flatten().min();
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let again = self.unsaid.then_some(RETRY);
+        left.into_iter().chain(again).min()
     }
 
     /// Does all that can be done now. `fds` is in the order `run` made it.
@@ -153,6 +179,10 @@ impl Loop {
             self.doorman.admit(&mut self.controllers, |number| pause.is_holder(number));
         }
         self.doorman.rest();
+        if let Some(former) = self.caretaker.look(self.doorman.socket()) {
+            self.doorman.empty(former);
+        }
+        self.unsaid = logger::catch_up();
     }
 
     /// Looks how far the pause is, and answers whom it concerns.

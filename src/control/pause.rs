@@ -134,10 +134,11 @@ impl Pause {
 
     /// `r`: the pause and all holds are over, in force or not.
     pub fn resume(&mut self, who: &dyn fmt::Display) {
-        if !self.holds.is_empty() {
-            error!("{who} ends {} holds before their time", self.holds.len());
-        }
+        let holds = self.holds.len();
         self.end(format_args!("resumed by {who}"));
+        if holds > 0 {
+            error!("{who} has ended {holds} holds before their time");
+        }
     }
 
     /// When `progress` is to be asked even if no bell rings.
@@ -149,20 +150,20 @@ impl Pause {
     /// deadline is past.
     pub fn progress(&mut self) -> Progress {
         if self.deadline().is_some_and(|deadline| deadline <= Instant::now()) {
+            self.end(format_args!("resumed by pause-timeout"));
             error!(
                 "pause-timeout: the pause is ended after {:?}; whoever relied on it must not: \
                  a snapshot that is being taken now is torn",
                 self.timeout.unwrap_or_default(),
             );
-            self.end(format_args!("resumed by pause-timeout"));
             return Progress::Ended;
         }
         match self.advance() {
             Ok(true) => Progress::Paused,
             Ok(false) => Progress::None,
             Err(why) => {
-                error!("pause-flush: {why}; the pause is given up");
                 self.end(format_args!("resumed by the filter"));
+                error!("pause-flush: {why}; the pause is given up");
                 Progress::Ended
             }
         }

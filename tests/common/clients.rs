@@ -30,7 +30,8 @@ fn command(program: &str, arguments: &[&str]) -> Command {
 pub fn fio(server: &Server, options: &[&str]) -> Process {
     let mut command = Command::new("fio");
     command
-        .args(["--name=load", "--ioengine=nbd", "--group_reporting"])
+        // With a process for each job, these would live on where it is killed.
+        .args(["--name=load", "--ioengine=nbd", "--group_reporting", "--thread"])
         .arg(format!("--uri={}", server.uri()))
         .args(options)
         // Where it would leave files, it leaves them there.
@@ -70,27 +71,31 @@ pub fn ext4_image(path: &Path, mib: u32) {
 }
 
 /// Debian's python3 has libnbd's module, another one on the path may not.
-const PYTHON: &str = "/usr/bin/python3";
+pub const PYTHON: &str = "/usr/bin/python3";
 
 const WRITER: &str = r#"
-import sys, time, nbd
+import os, socket, sys, nbd
 uri, count, offset = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 handle = nbd.NBD()
 handle.connect_uri(uri)
-print("connected", flush=True)
 buffers = [nbd.Buffer.from_bytearray(bytearray(b"\xdd" * 512)) for i in range(count)]
 for i, buffer in enumerate(buffers):
     handle.aio_pwrite(buffer, offset + 512 * i)
 while not handle.aio_is_ready():
     handle.poll(100)
-print("sent", flush=True)
+me = socket.socket(fileno=os.dup(handle.aio_get_fd())).getsockname()
+print("sent", me[1] if isinstance(me, tuple) else "", flush=True)
 while True:
     handle.poll(1000)
 "#;
 
 /// A client in a process of its own, which has writes of 512 bytes (all 0xdd)
 /// in flight, and waits for their replies until it is killed.
-pub struct Writer(Process);
+pub struct Writer {
+    process: Process,
+    /// Its own TCP port and the server's, where it is connected by TCP.
+    ports: Option<(u16, u16)>,
+}
 
 impl Writer {
     /// Connects, and returns when `count` writes, one after the other from
@@ -98,17 +103,43 @@ impl Writer {
     pub fn start(server: &Server, count: usize, offset: u64) -> Self {
         let process =
             start(PYTHON, &["-c", WRITER, &server.uri(), &count.to_string(), &offset.to_string()]);
+        let mut said = String::new();
         eventually("the client's writes are sent", GENEROUS, || {
             assert_eq!(process.stderr(), "");
-            process.stdout().contains("sent")
+            said = process.stdout();
+            said.ends_with('\n')
         });
-        Writer(process)
+        let port = said.trim().strip_prefix("sent").expect("it says that they are sent").trim();
+        let ports = server.port().map(|server| (port.parse().expect("a port"), server));
+        Writer { process, ports }
     }
 
-    /// SIGKILL. When this returns its connection is closed.
+    /// SIGKILL. When this returns its connection is closed at the server's end,
+    /// too: over TCP the news may be on its way for a moment, and until it has
+    /// come the server serves a client that is there, as far as it can know.
     pub fn kill(self) {
-        self.0.kill();
+        self.process.kill();
+        if let Some((client, server)) = self.ports {
+            until_the_kernel_knows(server, client);
+        }
     }
+}
+
+/// Waits until a client that was killed, with the TCP port `client` of 127.0.0.1,
+/// is no longer connected to `server` there, as the server's end of it has it.
+pub fn until_the_kernel_knows(server: u16, client: u16) {
+    eventually("the server's kernel knows", GENEROUS, || !established(server, client));
+}
+
+/// Whether the TCP connection between these two ports of 127.0.0.1 is open in
+/// both directions, seen from the first one (proc(5), /proc/net/tcp).
+fn established(local: u16, remote: u16) -> bool {
+    const ESTABLISHED: &str = "01";
+    let ends = [format!("0100007F:{local:04X}"), format!("0100007F:{remote:04X}")];
+    fs::read_to_string("/proc/net/tcp").expect("/proc/net/tcp").lines().any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields[1..3] == ends && fields[3] == ESTABLISHED
+    })
 }
 
 /// Whether `bytes` of the file at `path` from `offset` on are all zero.

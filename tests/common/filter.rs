@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use super::nbdkit;
 use super::process::run;
 
 /// The package's root.
@@ -48,8 +49,5 @@ fn build(what: &str) -> PathBuf {
 
 /// The filter that nbdkit ships.
 pub fn stock() -> PathBuf {
-    let mut command = Command::new("pkg-config");
-    command.args(["--variable=filterdir", "nbdkit"]);
-    let folder = run(command).succeeded().stdout;
-    Path::new(folder.trim()).join("nbdkit-pause-filter.so")
+    nbdkit::filter_file("pause")
 }

@@ -7,8 +7,11 @@
 
 pub mod clients;
 pub mod control;
+pub mod debian;
+pub mod files;
 pub mod filter;
 pub mod nbd;
+pub mod nbdkit;
 pub mod process;
 pub mod random;
 pub mod server;

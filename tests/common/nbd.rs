@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::ptr;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -43,12 +42,10 @@ mod sys {
         pub fn nbd_get_error() -> *const c_char;
         pub fn nbd_get_errno() -> c_int;
         pub fn nbd_add_meta_context(h: *mut c_void, name: *const c_char) -> c_int;
-        pub fn nbd_aio_connect_unix(h: *mut c_void, path: *const c_char) -> c_int;
-        pub fn nbd_aio_connect_tcp(
-            h: *mut c_void,
-            host: *const c_char,
-            port: *const c_char,
-        ) -> c_int;
+        pub fn nbd_set_uri_allow_local_file(h: *mut c_void, allow: bool) -> c_int;
+        pub fn nbd_aio_connect_uri(h: *mut c_void, uri: *const c_char) -> c_int;
+        pub fn nbd_aio_connect_command(h: *mut c_void, argv: *const *const c_char) -> c_int;
+        pub fn nbd_get_tls_negotiated(h: *mut c_void) -> c_int;
         pub fn nbd_aio_is_ready(h: *mut c_void) -> c_int;
         pub fn nbd_aio_is_connecting(h: *mut c_void) -> c_int;
         pub fn nbd_aio_get_fd(h: *mut c_void) -> c_int;
@@ -172,37 +169,61 @@ impl Client {
 
     /// Connects and negotiates; None if that takes longer than `limit`.
     pub fn connect_within(server: &Server, limit: Duration) -> Option<Self> {
-        // SAFETY: libnbd's functions take a handle that is not closed yet, and
-        // strings that end in NUL and outlive the call.
-        let client = unsafe {
-            let handle = sys::nbd_create();
-            assert!(!handle.is_null(), "{}", last_error());
-            check(sys::nbd_add_meta_context(handle, c"base:allocation".as_ptr()));
-            check(match server.port() {
-                Some(port) => {
-                    let port = CString::new(port.to_string()).expect("no NUL");
-                    sys::nbd_aio_connect_tcp(handle, c"127.0.0.1".as_ptr(), port.as_ptr())
-                }
-                None => {
-                    let path = CString::new(server.socket().as_os_str().as_bytes());
-                    sys::nbd_aio_connect_unix(handle, path.expect("no NUL").as_ptr())
-                }
-            });
-            Client { handle, buffers: HashMap::new() }
-        };
+        let client = Client::new();
+        let uri = CString::new(server.uri()).expect("no NUL");
+        // SAFETY: the handle is open; the string ends in NUL and outlives the
+        // call. A key may be read from a file.
+        unsafe {
+            check(sys::nbd_set_uri_allow_local_file(client.handle, true));
+            check(sys::nbd_aio_connect_uri(client.handle, uri.as_ptr()));
+        }
+        client.is_ready_within(limit).then_some(client)
+    }
+
+    /// Starts a server by this command line, and connects to its standard input
+    /// and output. The server ends with the client.
+    pub fn of_command(words: &[String]) -> Self {
+        let client = Client::new();
+        let words: Vec<CString> =
+            words.iter().map(|word| CString::new(word.as_str()).expect("no NUL")).collect();
+        let mut pointers: Vec<_> = words.iter().map(|word| word.as_ptr()).collect();
+        pointers.push(ptr::null());
+        // SAFETY: the handle is open; the strings end in NUL, the list of them
+        // in NULL, and all outlive the call.
+        check(unsafe { sys::nbd_aio_connect_command(client.handle, pointers.as_ptr()) });
+        assert!(client.is_ready_within(GENEROUS), "the server lets no client in");
+        client
+    }
+
+    fn new() -> Self {
+        // SAFETY: takes nothing.
+        let handle = unsafe { sys::nbd_create() };
+        assert!(!handle.is_null(), "{}", last_error());
+        // SAFETY: the handle is open; the string ends in NUL.
+        check(unsafe { sys::nbd_add_meta_context(handle, c"base:allocation".as_ptr()) });
+        Client { handle, buffers: HashMap::new() }
+    }
+
+    fn is_ready_within(&self, limit: Duration) -> bool {
         let start = Instant::now();
         while start.elapsed() < limit {
             // SAFETY: the handle is open.
-            match unsafe { sys::nbd_aio_is_ready(client.handle) } {
-                1 => return Some(client),
+            match unsafe { sys::nbd_aio_is_ready(self.handle) } {
+                1 => return true,
                 // SAFETY: the handle is open.
-                _ if unsafe { sys::nbd_aio_is_connecting(client.handle) } != 1 => {
+                _ if unsafe { sys::nbd_aio_is_connecting(self.handle) } != 1 => {
                     panic!("cannot connect: {}", last_error())
                 }
-                _ => client.work(Duration::from_millis(10)),
+                _ => self.work(Duration::from_millis(10)),
             }
         }
-        None
+        false
+    }
+
+    /// Whether what it says is encrypted.
+    pub fn speaks_tls(&self) -> bool {
+        // SAFETY: the handle is open.
+        unsafe { sys::nbd_get_tls_negotiated(self.handle) == 1 }
     }
 
     /// The size of the disk, as negotiated.

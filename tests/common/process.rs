@@ -62,13 +62,20 @@ impl Process {
         let stdout = tempfile::tempfile().expect("a temporary file");
         let stderr = tempfile::tempfile().expect("a temporary file");
         command.stdin(stdin).stdout(own(&stdout)).stderr(own(&stderr)).process_group(0);
-        // So that it goes even if this process is killed, or this thread ends.
-        // SAFETY: prctl(2) is a plain system call, which may be made between
-        // fork and exec.
+        // So that it goes even if this process is killed, or this thread ends. And
+        // it is told of signals that a shell ignores for what it runs in the
+        // background, such as these tests.
+        // SAFETY: prctl(2) and signal(2) are plain system calls, which may be made
+        // between fork and exec.
         unsafe {
-            command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
-                0 => Ok(()),
-                _ => Err(io::Error::last_os_error()),
+            command.pre_exec(|| {
+                for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGHUP] {
+                    libc::signal(signal, libc::SIG_DFL);
+                }
+                match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+                    0 => Ok(()),
+                    _ => Err(io::Error::last_os_error()),
+                }
             });
         }
         let what = format!("{command:?}");
@@ -169,7 +176,7 @@ fn content(file: &File) -> String {
 
 /// Whether there is such a process that is not a zombie.
 pub fn is_alive(pid: u32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !fields(&stat)[0].eq("Z"))
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| fields(&stat)[0] != "Z")
 }
 
 /// The fields of a /proc stat line that follow the name, the state being first.
@@ -192,6 +199,20 @@ pub fn next_descriptor(pid: u32) -> u64 {
     (0..)
         .find(|number| fs::symlink_metadata(format!("/proc/{pid}/fd/{number}")).is_err())
         .expect("a number")
+}
+
+/// Sets how many descriptors a process may have, and returns what it was.
+pub fn limit_descriptors(pid: u32, count: u64) -> u64 {
+    let mut before = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let pid = pid as libc::pid_t;
+    // SAFETY: prlimit(2) reads and writes a limit of this frame.
+    unsafe {
+        assert_eq!(libc::prlimit(pid, libc::RLIMIT_NOFILE, std::ptr::null(), &raw mut before), 0);
+        let after = libc::rlimit { rlim_cur: count, ..before };
+        let after = &raw const after;
+        assert_eq!(libc::prlimit(pid, libc::RLIMIT_NOFILE, after, std::ptr::null_mut()), 0);
+    }
+    before.rlim_cur
 }
 
 fn entries(folder: impl AsRef<Path>) -> usize {
@@ -219,6 +240,24 @@ pub fn thread_named(pid: u32, name: &str) -> u32 {
         found.is_some()
     });
     found.expect("found")
+}
+
+/// SIGSTOP. The process does nothing from here on, in none of its threads, until
+/// it is told to `go_on`.
+pub fn stop(pid: u32) {
+    send_signal(pid, libc::SIGSTOP);
+    eventually("all of its threads stand still", GENEROUS, || {
+        fs::read_dir(format!("/proc/{pid}/task")).expect("/proc/PID/task").all(|task| {
+            let stat = fs::read_to_string(task.expect("a thread").path().join("stat"));
+            // One that is gone does nothing either.
+            stat.map_or(true, |stat| fields(&stat)[0] == "T")
+        })
+    });
+}
+
+/// SIGCONT.
+pub fn go_on(pid: u32) {
+    send_signal(pid, libc::SIGCONT);
 }
 
 /// The processor time that a thread has used.

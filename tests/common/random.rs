@@ -21,6 +21,16 @@ impl Random {
         Random(seed)
     }
 
+    /// The sequence that this seed begins.
+    pub fn with_seed(seed: u64) -> Self {
+        Random(seed)
+    }
+
+    /// A seed for a sequence of its own.
+    pub fn seed(&mut self) -> u64 {
+        self.next()
+    }
+
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -37,6 +47,11 @@ impl Random {
     /// One of `choices`.
     pub fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.below(0..choices.len() as u64) as usize]
+    }
+
+    /// True one time in `times`.
+    pub fn once_in(&mut self, times: u64) -> bool {
+        self.below(0..times) == 0
     }
 
     /// A time of `range` in milliseconds, which need not be a whole number.

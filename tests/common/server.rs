@@ -3,7 +3,9 @@
 
 use std::fs;
 use std::io;
+use std::mem;
 use std::net::TcpListener;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,8 +14,17 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::control::Controller;
-use super::process::{self, Finished, Process};
-use super::{GENEROUS, PROMPT, eventually, filter};
+use super::process::{self, Finished, Process, run};
+use super::{GENEROUS, PROMPT, eventually, filter, nbdkit};
+
+/// The user that `nbdkit -u nobody` becomes.
+pub const NOBODY: u32 = 65534;
+
+/// Whether this test may do everything.
+pub fn is_root() -> bool {
+    // SAFETY: takes nothing and cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
 
 /// nbdkit's thread models, from the most liberal one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,11 +52,14 @@ pub struct Setup {
     filter: Option<PathBuf>,
     wrapper: Vec<String>,
     options: Vec<String>,
+    above: Vec<String>,
     below: Vec<String>,
     plugin: Vec<String>,
     control: Option<String>,
     model: ThreadModel,
     tcp: bool,
+    tls: bool,
+    background: bool,
     user: Option<u32>,
     umask: Option<libc::mode_t>,
     most_descriptors: Option<u64>,
@@ -62,11 +76,14 @@ impl Setup {
             filter: Some(filter::ours().to_path_buf()),
             wrapper: Vec::new(),
             options: Vec::new(),
+            above: Vec::new(),
             below: Vec::new(),
             plugin: plugin.iter().map(|&part| part.to_owned()).collect(),
             control: Some("control".to_owned()),
             model: ThreadModel::Parallel,
             tcp: false,
+            tls: false,
+            background: false,
             user: None,
             umask: None,
             most_descriptors: None,
@@ -81,6 +98,12 @@ impl Setup {
             .and_then(|file| file.set_len(mib << 20))
             .expect("a disk");
         setup
+    }
+
+    /// The folder stays when the server goes, for whoever wants to look at it.
+    pub fn kept(mut self) -> Self {
+        self.dir.disable_cleanup(true);
+        self
     }
 
     /// A path in the server's folder, where it is started.
@@ -105,6 +128,12 @@ impl Setup {
     pub fn filter(mut self, path: PathBuf) -> Self {
         self.filter = Some(path);
         self
+    }
+
+    /// One more filter above ours and below those given before.
+    pub fn above(mut self, filter: &str, parameters: &[&str]) -> Self {
+        self.above.push(filter.to_owned());
+        self.parameters(parameters)
     }
 
     /// One more filter below ours and those given before, with its parameters.
@@ -152,9 +181,40 @@ impl Setup {
         self
     }
 
-    /// Under this user id. Only root can do that.
-    pub fn user(mut self, user: u32) -> Self {
-        self.user = Some(user);
+    /// On 127.0.0.1, to clients that speak TLS and have the key.
+    pub fn tls(self) -> Self {
+        let keys = self.path("keys");
+        fs::write(&keys, "alice:000102030405060708090a0b0c0d0e0f\n").expect("the key");
+        let psk = format!("--tls-psk={}", keys.display());
+        Setup { tls: true, ..self }.tcp().options(&["--tls=require", &psk])
+    }
+
+    /// It goes into the background when it is ready, as it does by default.
+    pub fn background(mut self) -> Self {
+        self.background = true;
+        self
+    }
+
+    /// Not under root, who may do everything; the folder is the user's then.
+    pub fn under_a_mere_user(mut self) -> Self {
+        if !is_root() {
+            return self;
+        }
+        let copy = self.path("libpause.so");
+        fs::copy(filter::ours(), &copy).expect("a copy of the filter");
+        fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).expect("chmod");
+        self.user = Some(NOBODY);
+        self.folder_for_nobody().filter(copy)
+    }
+
+    /// As `nbdkit -u nobody`, which changes user in the course of its start. Only
+    /// root can do that.
+    pub fn changing_user(self) -> Self {
+        self.folder_for_nobody().options(&["-u", "nobody"])
+    }
+
+    fn folder_for_nobody(self) -> Self {
+        chown(self.path(""), Some(NOBODY), Some(NOBODY)).expect("chown");
         self
     }
 
@@ -182,32 +242,31 @@ impl Setup {
         self
     }
 
+    /// The command line of a server that serves one client, on its standard
+    /// input and output. All paths in it are absolute or relative to the
+    /// directory where it is run.
+    pub fn on_stdin(&self) -> Vec<String> {
+        self.words(&["--single".to_owned()])
+    }
+
+    /// The command line of a server that is given the socket it listens on.
+    pub fn activated(&self) -> Vec<String> {
+        self.words(&[])
+    }
+
     fn command(&self, port: u16) -> Command {
-        let mut words = self.wrapper.clone();
-        words.extend(["nbdkit", "--foreground", "--pidfile=pid"].map(str::to_owned));
+        let mut options = vec!["--pidfile=pid".to_owned()];
+        if !self.background {
+            options.push("--foreground".to_owned());
+        }
         if self.tcp {
-            words.push("--ipaddr=127.0.0.1".to_owned());
-            words.push(format!("--port={port}"));
+            options.extend(["--ipaddr=127.0.0.1".to_owned(), format!("--port={port}")]);
         } else {
-            words.push("--unix=nbd".to_owned());
+            options.push("--unix=nbd".to_owned());
         }
-        words.extend(self.options.iter().cloned());
-        if let Some(filter) = &self.filter {
-            words.push(format!("--filter={}", filter.display()));
-        }
-        words.extend(self.below.iter().map(|filter| format!("--filter={filter}")));
-        if self.model.serialize().is_some() {
-            words.push("--filter=noparallel".to_owned());
-        }
-        words.extend(self.plugin.iter().cloned());
-        if let Some(model) = self.model.serialize() {
-            words.push(format!("serialize={model}"));
-        }
-        if let Some(control) = &self.control {
-            words.push(format!("pause-control={control}"));
-        }
+        let words = self.words(&options);
         let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).current_dir(self.dir.path());
+        command.args(&words[1..]).envs(nbdkit::environment()).current_dir(self.dir.path());
         if let Some(user) = self.user {
             command.uid(user).gid(user);
         }
@@ -235,6 +294,31 @@ impl Setup {
         command
     }
 
+    fn words(&self, options: &[String]) -> Vec<String> {
+        let mut words = self.wrapper.clone();
+        words.extend(nbdkit::words());
+        words.extend(options.iter().chain(&self.options).cloned());
+        let filter = |name: &str| format!("--filter={}", nbdkit::filter(name));
+        words.extend(self.above.iter().map(|name| filter(name)));
+        if let Some(ours) = &self.filter {
+            words.push(format!("--filter={}", ours.display()));
+        }
+        let noparallel = self.model.serialize().map(|_| "noparallel");
+        let below = self.below.iter().map(String::as_str).chain(noparallel);
+        words.extend(below.map(filter));
+        if let Some((plugin, parameters)) = self.plugin.split_first() {
+            words.push(nbdkit::plugin(plugin));
+            words.extend(parameters.iter().cloned());
+        }
+        if let Some(model) = self.model.serialize() {
+            words.push(format!("serialize={model}"));
+        }
+        if let Some(control) = &self.control {
+            words.push(format!("pause-control={control}"));
+        }
+        words
+    }
+
     /// Starts nbdkit and returns when it serves.
     pub fn start(self) -> Server {
         self.try_start().unwrap_or_else(|refusal| panic!("nbdkit does not start: {refusal:#?}"))
@@ -259,7 +343,8 @@ impl Setup {
     /// long as nbdkit is to.
     pub fn launch(self) -> Starting {
         let port = if self.tcp { free_port() } else { 0 };
-        Starting { process: Process::start(self.command(port)), port, setup: self }
+        let daemon = self.background.then(|| Daemon { pidfile: self.path("pid") });
+        Starting { process: Process::start(self.command(port)), daemon, port, setup: self }
     }
 
     /// Starts nbdkit, expects it to refuse that, and returns what it says.
@@ -287,6 +372,7 @@ impl Setup {
 /// An nbdkit that does not serve yet.
 pub struct Starting {
     process: Process,
+    daemon: Option<Daemon>,
     port: u16,
     setup: Setup,
 }
@@ -294,11 +380,20 @@ pub struct Starting {
 impl Starting {
     /// Waits until it serves, or has ended without.
     pub fn ready(mut self) -> Result<Server, Box<(Setup, Finished)>> {
-        match wait_until_ready(&mut self.process, &self.setup.path("pid")) {
-            Some(pid) => {
-                Ok(Server { process: self.process, pid, port: self.port, setup: self.setup })
+        if self.setup.background {
+            // It returns at the fork, before the server writes its id.
+            eventually("nbdkit goes into the background", GENEROUS, || !self.process.is_running());
+        }
+        let pid = match &self.daemon {
+            Some(daemon) if self.process.status().is_some_and(|status| status.success()) => {
+                Some(daemon.wait())
             }
-            None => Err(Box::new((self.setup, self.process.finish(GENEROUS)))),
+            _ => wait_until_ready(&mut self.process, &self.setup.path("pid")),
+        };
+        let Starting { process, daemon, port, setup } = self;
+        match pid {
+            Some(pid) => Ok(Server { process, daemon, pid, port, setup }),
+            None => Err(Box::new((setup, process.finish(GENEROUS)))),
         }
     }
 }
@@ -309,13 +404,15 @@ fn wait_until_ready(process: &mut Process, pidfile: &Path) -> Option<u32> {
     eventually("nbdkit is ready", GENEROUS, || {
         // In this order: it may serve, and end, in between.
         let ended = !process.is_running();
-        ready = fs::read_to_string(pidfile)
-            .ok()
-            .filter(|text| text.ends_with('\n'))
-            .and_then(|text| text.trim().parse().ok());
+        ready = written_pid(pidfile);
         ready.is_some() || ended
     });
     ready
+}
+
+/// What a server has written to its pidfile; None where it has not, quite.
+fn written_pid(pidfile: &Path) -> Option<u32> {
+    fs::read_to_string(pidfile).ok()?.strip_suffix('\n')?.parse().ok()
 }
 
 /// A seccomp filter on this process and all that it becomes: system call
@@ -347,9 +444,43 @@ fn free_port() -> u16 {
         .port()
 }
 
+/// A server in the background. It is killed when this is dropped.
+pub struct Daemon {
+    pub pidfile: PathBuf,
+}
+
+impl Daemon {
+    /// Its process id. Waits until it is known.
+    pub fn wait(&self) -> u32 {
+        let mut pid = None;
+        eventually("its process id", GENEROUS, || {
+            pid = written_pid(&self.pidfile);
+            pid.is_some()
+        });
+        pid.expect("found")
+    }
+
+    /// Waits until it has ended; panics after `limit`.
+    pub fn ended(self, limit: Duration) {
+        let pid = self.wait();
+        eventually("the server goes", limit, || !process::is_alive(pid));
+        // From now on its id may be somebody else's.
+        mem::forget(self);
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(pid) = written_pid(&self.pidfile).filter(|&pid| process::is_alive(pid)) {
+            process::send_signal(pid, libc::SIGKILL);
+        }
+    }
+}
+
 /// A running nbdkit. It is killed when this is dropped.
 pub struct Server {
     process: Process,
+    daemon: Option<Daemon>,
     pid: u32,
     port: u16,
     // The last one: the folder goes after the process.
@@ -384,6 +515,10 @@ impl Server {
     /// How an NBD client finds it.
     pub fn uri(&self) -> String {
         match self.port() {
+            Some(port) if self.setup.tls => {
+                let keys = self.path("keys");
+                format!("nbds://alice@127.0.0.1:{port}/?tls-psk-file={}", keys.display())
+            }
             Some(port) => format!("nbd://127.0.0.1:{port}"),
             None => format!("nbd+unix:///?socket={}", self.socket().display()),
         }
@@ -423,6 +558,11 @@ impl Server {
         self.process.is_running()
     }
 
+    /// What was started: nbdkit, or the program it runs under.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
     /// The number of its threads. Panics if it has ended.
     pub fn threads(&self) -> usize {
         assert!(process::is_alive(self.pid), "nbdkit has ended:\n{}", self.messages());
@@ -436,6 +576,37 @@ impl Server {
         2
     }
 
+    /// The filter's thread.
+    pub fn control_thread(&self) -> u32 {
+        process::thread_named(self.pid, "pause-control")
+    }
+
+    /// While `act` is done, which takes a second or more, that one mostly sleeps.
+    pub fn expect_no_busy_loop(&self, act: impl FnOnce()) {
+        let tid = self.control_thread();
+        let used = process::cpu_time(self.pid, tid);
+        act();
+        let used = process::cpu_time(self.pid, tid) - used;
+        assert!(used < Duration::from_millis(300), "busy for {used:?}");
+    }
+
+    /// Kills the program that has started it (see `under`), and only that.
+    pub fn kill_parent(&self) {
+        assert_ne!(self.process.pid(), self.pid, "it has started itself");
+        self.process.signal(libc::SIGKILL);
+    }
+
+    /// Sets what it may have of a resource from now on, as prlimit(1) is told.
+    pub fn limit(&self, option: &str) {
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--pid={}", self.pid)).arg(option);
+        // Root need not have the right to do that to another user's process.
+        if let Some(user) = self.setup.user {
+            command.uid(user).gid(user);
+        }
+        run(command).succeeded();
+    }
+
     /// SIGTERM.
     pub fn terminate(&self) {
         process::send_signal(self.pid, libc::SIGTERM);
@@ -443,7 +614,10 @@ impl Server {
 
     /// Waits until it has ended; panics after `limit`.
     pub fn ended(self, limit: Duration) -> Ended {
-        let Server { process, setup, .. } = self;
+        let Server { process, daemon, setup, .. } = self;
+        if let Some(daemon) = daemon {
+            daemon.ended(limit);
+        }
         Ended { process: process.finish(limit), setup }
     }
 

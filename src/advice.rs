@@ -1,0 +1,49 @@
+//! What a person can do about an error of the system, where that is known: the
+//! end of a message. What was tried, and on what, is for the message to say.
+
+use std::fmt;
+use std::io;
+
+/// An error, with its remedy behind it.
+pub struct Advised<'a>(pub &'a io::Error);
+
+impl fmt::Display for Advised<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Advised(e) = self;
+        match e.raw_os_error().and_then(remedy) {
+            Some(remedy) => write!(f, "{e}: {remedy}"),
+            None => write!(f, "{e}"),
+        }
+    }
+}
+
+fn remedy(number: i32) -> Option<&'static str> {
+    match number {
+        libc::EMFILE => Some("raise the limit on open files (ulimit -n)"),
+        libc::ENFILE => Some("the whole system has no more open files: raise fs.file-max"),
+        // What pthread_create(3) says of any shortage, of memory too.
+        libc::EAGAIN => Some(
+            "raise the limit on threads (ulimit -u, or TasksMax where systemd sets it), \
+             or free memory",
+        ),
+        libc::ENOSPC | libc::EDQUOT => Some("make room there"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_remedy_comes_after_the_error_where_there_is_one() {
+        for (number, end) in [(libc::EMFILE, "(ulimit -n)"), (libc::EACCES, "(os error 13)")] {
+            let e = io::Error::from_raw_os_error(number);
+            let advised = Advised(&e).to_string();
+            assert!(advised.starts_with(&e.to_string()), "{advised}");
+            assert!(advised.ends_with(end), "{advised}");
+        }
+        let e = io::Error::other("no number");
+        assert_eq!(Advised(&e).to_string(), "no number");
+    }
+}
