@@ -16,3 +16,8 @@ die() {
     printf '%s: %s\n' "$name" "$*" >&2
     exit 1
 }
+
+is_debian() { grep -qsx 'ID=debian' /etc/os-release; }
+
+# Where cargo puts what it builds, as an absolute path.
+target_directory() { realpath -m -- "${CARGO_TARGET_DIR:-$root/target}"; }
