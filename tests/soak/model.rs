@@ -1,0 +1,441 @@
+//! What the controllers can have been told, and when the server was surely
+//! paused: an oracle that knows what the protocol promises, and nothing of how
+//! the filter keeps it.
+//!
+//! Of each command it knows when it was sent and when its reply had come. At
+//! some moment in between it was carried out; commands of one connection in
+//! their order, those of several in any order that these times allow. What is
+//! right in one such order is right. So two questions decide everything: *can*
+//! this have been between those two, and *must* it have been? (A command that
+//! was sent, and did not queue behind others, before a second controller even
+//! connected is heard before all that one says.)
+//!
+//! | command | reply | right if |
+//! |---|---|---|
+//! | `r` | `R` | always |
+//! | `p` `+` | `P` `+` | the plugin was idle for a moment, and no `r` must have come before that |
+//! | `p` `+` | `X` | an `r` of another, or a timeout, can have come while it waited |
+//! | `-` | `-` | there is a hold, and no `r` and no timeout must have come since its `+` |
+//! | `-` | `X` | there is no hold, or an `r` or a timeout can have come since its `+` |
+//! | any other | `X` | always; `+` and `-` are such without pause-hold |
+//!
+//! A timeout comes so long after the gate was closed. Who closed it? The first
+//! `p` or `+` of a stretch of time without a moment at which nobody can have
+//! wanted it closed (`earliest`). Where one is known to have found it closed,
+//! it was closed no later than that one knows (`latest`).
+//!
+//! From the reply `P` or `+` on the server is *surely paused*, until something
+//! is sent that may end that very pause or hold: any `r`; for a hold its `-` and
+//! the end of its connection; or until the timeout may come. It is not sure at
+//! all if an `r` was under way together with the command. SIGTERM ends no pause:
+//! held requests end with an error, and none reaches the plugin.
+
+use std::time::Duration;
+
+use crate::world::Mark;
+
+#[derive(Clone, Debug)]
+pub struct Command {
+    pub byte: u8,
+    /// Not before this; and all of it by then.
+    pub sent: Mark,
+    pub written: Duration,
+    pub reply: Option<u8>,
+    /// When the reply had come; without one, when the command was carried out
+    /// at last, or had begun to wait.
+    pub until: Mark,
+}
+
+/// A controller's connection from its beginning to its end.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    /// It did not exist before this.
+    pub connected: Duration,
+    pub commands: Vec<Command>,
+    /// It was not closed before this, in no direction.
+    pub closed: Mark,
+    /// By then its hold has ended with it.
+    pub gone: Mark,
+}
+
+/// The parameters, as far as they matter here.
+#[derive(Clone, Copy)]
+pub struct Rules {
+    pub holds: bool,
+    pub timeout: Option<Duration>,
+}
+
+/// The server was surely paused.
+#[derive(Clone, Copy, Debug)]
+pub struct Pause {
+    pub from: Mark,
+    pub until: Mark,
+}
+
+impl Pause {
+    pub fn has(&self, mark: Mark) -> bool {
+        self.from.at <= mark.at && mark.at < self.until.at
+    }
+}
+
+/// A command and its place.
+#[derive(Clone, Copy)]
+struct Step<'a> {
+    connection: usize,
+    index: usize,
+    command: &'a Command,
+}
+
+impl Step<'_> {
+    /// It must have been carried out before `other` was.
+    fn must_precede(self, other: Step) -> bool {
+        match self.connection == other.connection {
+            true => self.index < other.index,
+            false => self.command.until.at <= other.command.sent.at,
+        }
+    }
+
+    /// It can have been.
+    fn can_precede(self, other: Step) -> bool {
+        !other.must_precede(self)
+    }
+
+    fn is_answered(self) -> bool {
+        self.command.reply.is_some()
+    }
+}
+
+/// What is known of the pause that a `p` or `+` asked for.
+struct Closing<'a> {
+    step: Step<'a>,
+    /// The gate was closed, for the pause that it found or began, between these.
+    earliest: Duration,
+    latest: Duration,
+    /// From here on it does not want the gate closed any more.
+    end: Duration,
+    sure: Option<Pause>,
+}
+
+pub struct Model<'a> {
+    history: &'a [Connection],
+    rules: Rules,
+    resumes: Vec<Step<'a>>,
+    closings: Vec<Closing<'a>>,
+}
+
+impl<'a> Model<'a> {
+    /// `log_at` is how long the log was at a moment, or shortly before.
+    pub fn new(history: &'a [Connection], rules: Rules, log_at: impl Fn(Duration) -> u64) -> Self {
+        let steps = history.iter().enumerate().flat_map(|(connection, all)| {
+            let commands = all.commands.iter().enumerate();
+            commands.map(move |(index, command)| Step { connection, index, command })
+        });
+        let (resumes, others): (Vec<_>, Vec<_>) = steps.partition(|step| step.command.byte == b'r');
+        let closes = |step: &Step| match step.command.byte {
+            b'p' => true,
+            b'+' => rules.holds,
+            _ => false,
+        };
+        let mut closers: Vec<Step> = others.into_iter().filter(closes).collect();
+        closers.sort_by_key(|step| step.command.until.at);
+        let mut model = Model { history, rules, resumes, closings: Vec::new() };
+        for place in 0..closers.len() {
+            let closing = model.closing(closers[place], &closers[place + 1..], &log_at);
+            model.closings.push(closing);
+        }
+        model
+    }
+
+    /// When the server was surely paused.
+    pub fn pauses(&self) -> Vec<Pause> {
+        self.closings.iter().filter_map(|closing| closing.sure).collect()
+    }
+
+    /// The times in which the plugin was idle for a moment, since `P` or `+` says
+    /// so: from the command to its reply, or to an `r` that it must have waited for.
+    pub fn idle_moments(&self) -> Vec<(Pause, String)> {
+        let granted = |step: &&Step| matches!(step.command.reply, Some(b'P' | b'+'));
+        let steps = self.closings.iter().map(|closing| &closing.step).filter(granted);
+        let moment = |step: &Step| {
+            let before = step.index.checked_sub(1);
+            let commands = &self.history[step.connection].commands;
+            let queued =
+                before.is_some_and(|place| commands[place].until.at > step.command.sent.at);
+            let later = self.resumes.iter().filter(|r| {
+                let is_later = self.history[r.connection].connected >= step.command.written;
+                is_later && !queued && r.is_answered()
+            });
+            let ends = later.map(|r| r.command.until).chain([step.command.until]);
+            let until = ends.min_by_key(|mark| mark.at).unwrap_or(Mark::NEVER);
+            (Pause { from: step.command.sent, until }, describe(step.command))
+        };
+        steps.map(moment).collect()
+    }
+
+    /// All that was answered and can't be right.
+    pub fn wrong_replies(&self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        for (connection, all) in self.history.iter().enumerate() {
+            for (index, command) in all.commands.iter().enumerate() {
+                let step = Step { connection, index, command };
+                if let Some(Err(why)) = command.reply.map(|reply| self.judge(step, reply)) {
+                    wrong.push(format!(
+                        "controller {connection}, command {index}, {}: {why}",
+                        describe(command)
+                    ));
+                }
+            }
+        }
+        wrong
+    }
+
+    fn judge(&self, step: Step, reply: u8) -> Result<(), String> {
+        let holds = self.rules.holds;
+        match (step.command.byte, reply) {
+            (b'r', b'R') | (b'p', b'P') => Ok(()),
+            (b'+', b'+') if holds => Ok(()),
+            (b'p', b'X') => self.can_have_ended(step, step),
+            (b'+', b'X') if holds => self.can_have_ended(step, step),
+            (b'-', b'-') if holds => match self.hold_of(step) {
+                Some(hold) => self.can_have_lasted(hold, step),
+                None => Err("there was no hold".into()),
+            },
+            (b'-', b'X') if holds => match self.hold_of(step) {
+                Some(hold) => self.can_have_ended(hold, step),
+                None => Ok(()),
+            },
+            (b'r' | b'p', _) => Err("no such reply".into()),
+            (_, b'X') => Ok(()),
+            _ => Err("no such reply".into()),
+        }
+    }
+
+    /// The hold that a `-` gives back, if it wasn't refused or given back before.
+    fn hold_of(&self, step: Step) -> Option<Step<'a>> {
+        let (connection, history) = (step.connection, self.history);
+        let before = history[connection].commands[..step.index].iter().enumerate().rev();
+        let last = before.into_iter().find(|(_, command)| matches!(command.byte, b'+' | b'-'));
+        last.filter(|(_, command)| command.reply == Some(b'+')).map(|(index, command)| Step {
+            connection,
+            index,
+            command,
+        })
+    }
+
+    /// Something can have ended the pause that `from` asked for before `to`, of
+    /// the same connection, had its reply.
+    fn can_have_ended(&self, from: Step, to: Step) -> Result<(), String> {
+        let resumed = self.resumes.iter().any(|r| from.can_precede(*r) && r.can_precede(to));
+        let earliest = self.closing_of(from).earliest;
+        let deadline = self.rules.timeout.map(|timeout| earliest + timeout);
+        match resumed || deadline.is_some_and(|deadline| deadline <= to.command.until.at) {
+            true => Ok(()),
+            false => Err(format!("nothing can have ended {}", describe(from.command))),
+        }
+    }
+
+    /// Nothing must have ended the hold that `from` asked for before `to` did.
+    fn can_have_lasted(&self, from: Step, to: Step) -> Result<(), String> {
+        let ends = |r: &&Step| r.is_answered() && from.must_precede(**r) && r.must_precede(to);
+        if let Some(r) = self.resumes.iter().find(ends) {
+            return Err(format!("the hold was ended by {}", describe(r.command)));
+        }
+        let latest = self.closing_of(from).latest;
+        let deadline = self.rules.timeout.map(|timeout| latest.saturating_add(timeout));
+        match deadline.is_some_and(|deadline| deadline <= to.command.sent.at) {
+            true => Err("the hold has lasted for longer than pause-timeout".into()),
+            false => Ok(()),
+        }
+    }
+
+    fn closing_of(&self, closer: Step) -> &Closing<'a> {
+        let is_it = |step: &Step| std::ptr::eq(step.command, closer.command);
+        self.closings.iter().find(|closing| is_it(&closing.step)).expect("p and + are closers")
+    }
+
+    /// What is known of a `p` or `+`; those in `self.closings` were answered
+    /// before it, and those in `unanswered` were not.
+    fn closing(
+        &self,
+        step: Step<'a>,
+        unanswered: &[Step],
+        log_at: impl Fn(Duration) -> u64,
+    ) -> Closing<'a> {
+        let (command, connection) = (step.command, &self.history[step.connection]);
+        let own_minus = connection.commands[step.index..].iter().find(|other| other.byte == b'-');
+        let is_hold = command.byte == b'+';
+        // The pause that it found in force was closed no later than this.
+        let found = self
+            .closings
+            .iter()
+            .filter(|other| other.sure.is_some_and(|pause| pause.has(command.sent)));
+        let latest = found.map(|other| other.latest).min().unwrap_or(command.until.at);
+
+        // What surely ends what it wants.
+        let mut ends = vec![Duration::MAX];
+        if command.reply == Some(b'X') {
+            ends.push(command.until.at);
+        }
+        ends.extend(self.rules.timeout.map(|timeout| latest.saturating_add(timeout)));
+        let later_r = self.resumes.iter().filter(|r| r.is_answered() && step.must_precede(**r));
+        ends.extend(later_r.map(|r| r.command.until.at));
+        if is_hold {
+            ends.push(connection.gone.at.max(command.until.at));
+            ends.extend(own_minus.map(|minus| minus.until.at));
+        }
+        let end = ends.into_iter().min().unwrap_or(Duration::MAX);
+
+        // Back through all that can have kept it closed.
+        let mut earliest = command.sent.at;
+        if self.rules.timeout.is_some() {
+            let known = self.closings.iter().map(|other| (other.step, other.end));
+            let unknown = unanswered.iter().map(|other| (*other, Duration::MAX));
+            let others: Vec<_> = known.chain(unknown).collect();
+            let before = |earliest| {
+                let keeps = others
+                    .iter()
+                    .filter(|(other, end)| other.command.sent.at < earliest && *end >= earliest);
+                keeps.map(|(other, _)| other.command.sent.at).min()
+            };
+            while let Some(sooner) = before(earliest) {
+                earliest = sooner;
+            }
+        }
+
+        let granted = matches!(command.reply, Some(b'P' | b'+'));
+        let overtaken = self
+            .resumes
+            .iter()
+            .any(|r| step.can_precede(*r) && r.command.sent.at < command.until.at);
+        let mut sure = None;
+        if granted && !overtaken {
+            let mut enders: Vec<Mark> = self.resumes.iter().map(|r| r.command.sent).collect();
+            enders.retain(|sent| sent.at >= command.until.at);
+            if is_hold {
+                enders.push(connection.closed);
+                enders.extend(own_minus.map(|minus| minus.sent));
+            }
+            enders.extend(self.rules.timeout.map(|timeout| {
+                let at = earliest + timeout;
+                Mark { at, log: log_at(at) }
+            }));
+            let until = enders.into_iter().min_by_key(|mark| mark.at).unwrap_or(Mark::NEVER);
+            let pause = Pause { from: command.until, until };
+            sure = (until.at > command.until.at).then_some(pause);
+        }
+        Closing { step, earliest, latest, end, sure }
+    }
+}
+
+/// A command, its reply, and when they were.
+pub fn describe(command: &Command) -> String {
+    let reply = command.reply.map_or("no reply".to_owned(), |reply| (reply as char).to_string());
+    let times = [command.sent, command.until].map(|mark| match mark.at {
+        Duration::MAX => "?".to_owned(),
+        at => format!("{:.6}", at.as_secs_f64()),
+    });
+    format!("{:?} at {} s -> {reply} at {} s", command.byte as char, times[0], times[1])
+}
+
+/// Controllers are divided by `|`, commands by `,`: command, sent, answered or
+/// heard, reply if any; `close` and when.
+fn history(text: &str) -> Vec<Connection> {
+    let mark = |second: &str| {
+        let log = second.parse().expect("a number");
+        Mark { at: Duration::from_secs(log), log }
+    };
+    let connection = |text: &str| {
+        let (connected, closed, gone) = (Duration::ZERO, Mark::NEVER, Mark::NEVER);
+        let mut connection = Connection { connected, commands: Vec::new(), closed, gone };
+        for command in text.split(',') {
+            match *command.split_whitespace().collect::<Vec<_>>() {
+                ["close", at] => (connection.closed, connection.gone) = (mark(at), mark(at)),
+                [byte, sent, until, ref reply @ ..] => connection.commands.push(Command {
+                    byte: byte.as_bytes()[0],
+                    sent: mark(sent),
+                    written: mark(sent).at,
+                    reply: reply.first().map(|reply| reply.as_bytes()[0]),
+                    until: mark(until),
+                }),
+                _ => panic!("{command}"),
+            }
+        }
+        connection.connected = connection.commands[0].sent.at;
+        connection
+    };
+    text.split('|').map(connection).collect()
+}
+
+#[test]
+fn the_model_finds_replies_that_cannot_be_right_and_no_others() {
+    let right = [
+        "p 0 1 P, r 2 3 R, ? 4 5 X, - 6 7 X, x 8 9 X",
+        // An r that can have ended the drain, also of one who never heard of it.
+        "p 0 3 X | r 1 2 R",
+        "p 1 2 X | r 0 9",
+        // One that can have ended the hold, and need not.
+        "+ 0 1 +, - 4 5 X | r 1 2 R",
+        "+ 0 1 +, - 4 5 - | r 3 6 R",
+        "+ 0 9 +, r 0 9 R, - 0 9 X, + 0 9 +, - 0 9 -, - 0 9 X",
+        // The timeout may come from 10 s on, and must have by 11 s.
+        "+ 0 1 +, - 9 10 X",
+        "+ 0 1 +, - 10 13 -",
+        "p 0 1 P | p 5 12 X",
+        // Another pause has another deadline.
+        "p 0 1 P, r 2 3 R, + 4 5 +, - 14 15 -",
+        "+ 0 1 +, - 2 3 - | + 8 9 +, - 18 19 -",
+    ];
+    let wrong = [
+        "p 0 1 R",
+        "r 0 1 X",
+        "? 0 1 R",
+        "x 0 1 P",
+        "p 0 1 X",
+        "p 0 1 X | r 2 3 R",
+        "p 0 9 X, r 0 9 R",
+        "- 0 1 -",
+        "+ 0 1 +, - 2 3 -, - 4 5 -",
+        "+ 0 9 +, r 0 9 R, - 0 9 -",
+        "+ 0 1 +, - 4 5 X",
+        "+ 0 1 +, - 4 5 X | r 6 7 R",
+        "+ 0 1 +, - 4 5 - | r 2 3 R",
+        "+ 0 1 +, - 8 9 X",
+        "+ 0 1 +, - 11 12 -",
+        "p 0 1 P | + 5 6 +, - 11 12 -",
+        "p 0 1 P, r 2 3 R, + 4 5 +, - 11 12 X",
+    ];
+    let rules = Rules { holds: true, timeout: Some(Duration::from_secs(10)) };
+    for (texts, count) in [(&right[..], 0), (&wrong[..], 1)] {
+        for text in texts {
+            let history = history(text);
+            let found = Model::new(&history, rules, |_| 0).wrong_replies();
+            assert_eq!(found.len(), count, "{text}: {found:?}");
+        }
+    }
+}
+
+#[test]
+fn the_model_is_sure_of_a_pause_until_something_can_end_it() {
+    let cases: [(&str, &[(u64, u64)]); 12] = [
+        ("p 0 1 P, r 3 4 R", &[(1, 3)]),
+        ("p 0 1 P | r 3 4", &[(1, 3)]),
+        ("p 0 2 P | r 1 3 R", &[]),
+        ("r 0 2 R, p 0 2 P", &[(2, 10)]),
+        ("p 0 2 P, r 0 2 R", &[]),
+        ("p 0 2 X | r 1 3 R", &[]),
+        ("+ 0 1 +, - 3 4 -", &[(1, 3)]),
+        ("+ 0 1 +, close 5", &[(1, 5)]),
+        ("+ 0 1 +, - 3 4 - | + 2 3 +, close 7", &[(1, 3), (3, 7)]),
+        // Until the timeout can come, counted from who can have closed the gate.
+        ("p 2 4 P | p 0 5 P", &[(4, 10), (5, 10)]),
+        ("p 0 1 P, r 2 3 R, p 4 5 P", &[(1, 2), (5, 14)]),
+        ("p 0 1 P | p 12 13 P", &[(1, 10), (13, 22)]),
+    ];
+    let rules = Rules { holds: true, timeout: Some(Duration::from_secs(10)) };
+    for (text, pauses) in cases {
+        let history = history(text);
+        let found = Model::new(&history, rules, |at| at.as_secs()).pauses();
+        let found: Vec<_> = found.iter().map(|pause| (pause.from.log, pause.until.log)).collect();
+        assert_eq!(found, pauses, "{text}");
+    }
+}
