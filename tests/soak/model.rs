@@ -264,11 +264,10 @@ impl<'a> Model<'a> {
         let (command, connection) = (step.command, &self.history[step.connection]);
         let own_minus = connection.commands[step.index..].iter().find(|other| other.byte == b'-');
         let is_hold = command.byte == b'+';
-        // The pause that it found in force was closed no later than this.
-        let found = self
-            .closings
-            .iter()
-            .filter(|other| other.sure.is_some_and(|pause| pause.has(command.sent)));
+        // The pause that it found in force was closed no later than this. One that
+        // may have ended before the command was carried out need not be it.
+        let covers = |pause: Pause| pause.has(command.sent) && pause.has(command.until);
+        let found = self.closings.iter().filter(|other| other.sure.is_some_and(covers));
         let latest = found.map(|other| other.latest).min().unwrap_or(command.until.at);
 
         // What surely ends what it wants.
@@ -381,6 +380,8 @@ fn the_model_finds_replies_that_cannot_be_right_and_no_others() {
         "+ 0 1 +, - 9 10 X",
         "+ 0 1 +, - 10 13 -",
         "p 0 1 P | p 5 12 X",
+        // The pause that was there when it was sent may have ended before it was heard.
+        "p 0 1 P | + 9 12 +, - 14 15 -",
         // Another pause has another deadline.
         "p 0 1 P, r 2 3 R, + 4 5 +, - 14 15 -",
         "+ 0 1 +, - 2 3 - | + 8 9 +, - 18 19 -",
