@@ -10,15 +10,16 @@ pub struct Advised<'a>(pub &'a io::Error);
 impl fmt::Display for Advised<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Advised(e) = self;
-        match e.raw_os_error().and_then(remedy) {
+        match remedy(e) {
             Some(remedy) => write!(f, "{e}: {remedy}"),
             None => write!(f, "{e}"),
         }
     }
 }
 
-fn remedy(number: i32) -> Option<&'static str> {
-    match number {
+/// What can be done about it, if that is known.
+pub fn remedy(e: &io::Error) -> Option<&'static str> {
+    match e.raw_os_error()? {
         libc::EMFILE => Some("raise the limit on open files (ulimit -n)"),
         libc::ENFILE => Some("the whole system has no more open files: raise fs.file-max"),
         // What pthread_create(3) says of any shortage, of memory too.

@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process;
@@ -186,8 +186,17 @@ pub fn open_path(path: &Path) -> io::Result<File> {
 /// does not take what `open_path` returns, and chmod(2) takes it by its name in
 /// /proc.
 pub fn set_mode(file: &File, mode: u32) -> io::Result<()> {
-    let name = format!("/proc/self/fd/{}", file.as_raw_fd());
-    fs::set_permissions(name, Permissions::from_mode(mode))
+    fs::set_permissions(proc_name(file), Permissions::from_mode(mode))
+}
+
+/// Gives this very file to another user or group, like `set_mode`. `None` leaves
+/// it as it is.
+pub fn set_owner(file: &File, user: Option<u32>, group: Option<u32>) -> io::Result<()> {
+    chown(proc_name(file), user, group)
+}
+
+fn proc_name(file: &File) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
 }
 
 /// Process and user at the other end of a Unix socket when it was connected
@@ -223,7 +232,7 @@ pub fn without_signals<R>(spawn: impl FnOnce() -> R) -> R {
     };
     let result = spawn();
     // SAFETY: as above.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut()) };
     result
 }
 

@@ -491,6 +491,50 @@ fn after_a_change_of_user_a_removed_socket_is_put_back_where_that_user_may_write
     server.stop();
 }
 
+/// A group that no user of these tests is in.
+const OTHERS: u32 = 54321;
+
+#[test]
+fn it_is_put_back_with_the_owner_and_the_permissions_that_it_had() {
+    if !is_root() {
+        println!("SKIPPED: only root can give a file away");
+        return;
+    }
+    let server = setup().parameters(&["pause-mode=0660"]).start();
+    let control = server.control_path();
+    chown(&control, Some(NOBODY), Some(OTHERS)).unwrap();
+    set_mode(&control, 0o640);
+    for _ in 0..2 {
+        fs::remove_file(&control).unwrap();
+        is_back(&server);
+        let found = fs::symlink_metadata(&control).unwrap();
+        assert_eq!((found.uid(), found.gid()), (NOBODY, OTHERS));
+        assert_eq!(socket_mode(&control), Some(0o640));
+    }
+    let messages = server.messages();
+    assert!(messages.lines().all(|line| line.ends_with(BACK)), "{messages}");
+    server.stop();
+}
+
+#[test]
+fn where_it_cannot_have_its_group_again_no_other_group_may_connect() {
+    let Some(server) = changing_user(0o777) else { return };
+    let control = server.control_path();
+    chown(&control, None, Some(OTHERS)).unwrap();
+    for loss in 1..=2 {
+        fs::remove_file(&control).unwrap();
+        is_back(&server);
+        let found = fs::symlink_metadata(&control).unwrap();
+        assert_eq!((found.uid(), socket_mode(&control)), (NOBODY, Some(0o600)));
+        assert_ne!(found.gid(), OTHERS);
+        expect_messages(&server, loss);
+        // The next one is as this one was.
+        let is_told = server.messages().lines().last().unwrap().contains("no group may connect");
+        assert_eq!(is_told, loss == 1, "{}", server.messages());
+    }
+    server.stop();
+}
+
 #[test]
 fn out_of_descriptors_it_is_put_back_later_and_there_is_no_busy_loop() {
     let server = setup().start();
@@ -499,7 +543,7 @@ fn out_of_descriptors_it_is_put_back_later_and_there_is_no_busy_loop() {
     let usual = limit_descriptors(server.pid(), next_descriptor(server.pid()));
     fs::remove_file(server.control_path()).unwrap();
     let said = trouble(&server);
-    assert!(said.contains("Too many open files"), "{said}");
+    assert!(said.contains("Too many open files") && said.contains("ulimit -n"), "{said}");
     expect_no_busy_loop(&server);
     expect_messages(&server, 1);
     before.resume();
@@ -507,6 +551,56 @@ fn out_of_descriptors_it_is_put_back_later_and_there_is_no_busy_loop() {
     new_controller(&server).pause();
     expect_messages(&server, 2);
     drop(before);
+    server.stop();
+}
+
+/// To remove what is there would cut off the server whose socket it is.
+#[test]
+fn where_it_cannot_be_told_whether_a_socket_is_dead_nobody_is_told_to_remove_it() {
+    let server = setup().start();
+    server.control_thread();
+    // One for the directory, none to look whether anybody has the socket open.
+    let usual = limit_descriptors(server.pid(), next_descriptor(server.pid()) + 1);
+    let control = server.control_path();
+    let theirs = server.path("theirs");
+    let alive = UnixListener::bind(&theirs).unwrap();
+    fs::rename(&theirs, &control).unwrap();
+    let said = trouble(&server);
+    assert!(said.contains("cannot tell") && said.contains("ulimit -n"), "{said}");
+    assert!(!said.contains("remove"), "{said}");
+    limit_descriptors(server.pid(), usual);
+    fs::remove_file(&control).unwrap();
+    drop(alive);
+    new_controller(&server).pause();
+    server.stop();
+
+    let Some(server) = changing_user(0o777) else { return };
+    let control = server.control_path();
+    let theirs = server.path("theirs");
+    let alive = UnixListener::bind(&theirs).unwrap();
+    set_mode(&theirs, 0o600);
+    fs::rename(&theirs, &control).unwrap();
+    let said = trouble(&server);
+    assert!(said.contains("Permission denied") && said.contains("if nobody does"), "{said}");
+    drop(alive);
+    fs::remove_file(&control).unwrap();
+    new_controller(&server).pause();
+    server.stop();
+}
+
+/// Who may write there need not be permitted to read there.
+#[test]
+fn in_a_directory_that_cannot_be_read_it_is_put_back_all_the_same() {
+    let setup = setup_in_run().under_a_mere_user();
+    let run = setup.path("run");
+    if is_root() {
+        chown(&run, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    set_mode(&run, 0o300);
+    let server = setup.start();
+    fs::remove_file(server.control_path()).unwrap();
+    new_controller(&server).pause();
+    expect_messages(&server, 1);
     server.stop();
 }
 

@@ -13,13 +13,14 @@
 //! A file system that hangs keeps the control thread in its look, so the socket
 //! belongs on a local one.
 
+use std::fmt;
 use std::mem;
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use log::{error, info};
 
-use crate::socket::{ControlSocket, Place};
+use crate::socket::{ControlSocket, Place, PutBack};
 
 /// From look to look. An operator who can't connect tries again after a while.
 const LOOK: Duration = Duration::from_secs(2);
@@ -73,12 +74,20 @@ impl Caretaker {
 
     fn put_back(&mut self, socket: &mut ControlSocket) -> Option<UnixListener> {
         match socket.put_back() {
-            Ok(former) => {
+            Ok(PutBack { former, is_others, is_shut_to_group }) => {
                 let what = match self.told.is_empty() {
                     true => "the control socket was removed or renamed; it has been put back",
                     false => "the control socket has been put back",
                 };
-                self.trouble_is_over(socket, what);
+                let but = match (is_shut_to_group, is_others) {
+                    (true, _) => {
+                        ", but this server's user may not give it the group that it had, so that \
+                         no group may connect: see to that (chgrp, chmod)"
+                    }
+                    (false, true) => ", and belongs to this server's user now",
+                    (false, false) => "",
+                };
+                self.trouble_is_over(socket, format_args!("{what}{but}"));
                 Some(former)
             }
             Err(e) => {
@@ -93,7 +102,7 @@ impl Caretaker {
         }
     }
 
-    fn trouble_is_over(&mut self, socket: &ControlSocket, what: &str) {
+    fn trouble_is_over(&mut self, socket: &ControlSocket, what: impl fmt::Display) {
         self.told.clear();
         // Where the trouble was told: who reads errors only has to hear of its end.
         error!("pause-control={}: {what}", socket.path().display());

@@ -11,10 +11,13 @@
 //! The rest is added to the file that was found at the path, and to no other:
 //! it is opened without following a link, and has to be a socket. Who could
 //! deceive us there could as well put a socket of his own at the path. The same
-//! is done at the start, so that there is one way to make it.
+//! is done at the start, so that there is one way to make it. A socket that is
+//! put back gets the owner and the permissions that the lost one had. Where this
+//! user may not give it that group, the group gets nothing: it is another one.
 
-use std::fmt;
-use std::fs::{self, File, FileType, Metadata};
+mod error;
+
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::mem;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -25,8 +28,9 @@ use std::time::Duration;
 
 use log::{error, info};
 
-use crate::advice::Advised;
 use crate::os;
+pub use error::SocketError;
+use error::{Moment, Reason, kind_in_words};
 
 /// Two servers that start at once hold this lock for a moment each; whoever
 /// holds it longer is somebody else, and not waited for.
@@ -36,7 +40,6 @@ const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// A listening control socket. Its file is removed when this is dropped.
 pub struct ControlSocket {
     path: PathBuf,
-    mode: u32,
     bound: Bound,
 }
 
@@ -48,12 +51,31 @@ struct Bound {
     handle: File,
 }
 
+/// Who may connect.
+#[derive(Clone, Copy)]
+struct Access {
+    mode: u32,
+    /// User and group; `None` leaves it at those that this process has.
+    owner: Option<(u32, u32)>,
+}
+
 /// Which file it is, whatever its name. The inode can't be used again while
 /// the socket is open, since a bound socket holds on to it.
 #[derive(PartialEq, Eq)]
 struct FileId {
     device: u64,
     inode: u64,
+}
+
+/// What came of putting a socket back.
+pub struct PutBack {
+    /// The listener it had: nobody can connect there any more, and who has
+    /// connected before can still be accepted.
+    pub former: UnixListener,
+    /// It belongs to the user that nbdkit runs as, and did not before.
+    pub is_others: bool,
+    /// The group that could connect can't.
+    pub is_shut_to_group: bool,
 }
 
 /// Where the socket's path leads to.
@@ -66,36 +88,6 @@ pub enum Place {
     Unclear(io::Error),
 }
 
-/// Why there is no control socket at `path`.
-pub struct SocketError {
-    path: PathBuf,
-    moment: Moment,
-    reason: Reason,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Moment {
-    /// nbdkit can still be told to stop, and can wait.
-    Start,
-    /// There may be clients, controllers and a pause, none of which can wait.
-    Serving,
-}
-
-enum Reason {
-    /// Something else than a socket is there; what, in words.
-    Occupied(&'static str),
-    /// A process has the socket open that is there.
-    Alive,
-    /// It can't be told whether a process has it open.
-    Unclear(io::Error),
-    /// The directory can't be opened.
-    Directory(PathBuf, io::Error),
-    /// A dead socket is there, and another process has its directory locked.
-    Locked,
-    /// A step that should have worked failed; which, in words.
-    Failed(&'static str, io::Error),
-}
-
 impl ControlSocket {
     /// Makes the socket at `path`, which is absolute and short enough for a
     /// socket address, with permissions `mode`. It may wait for another server
@@ -105,8 +97,8 @@ impl ControlSocket {
     /// What is in the way, or which step failed, and what to do.
     pub fn bind(path: &Path, mode: u32) -> Result<Self, SocketError> {
         let path = path.to_path_buf();
-        match make(&path, mode, Moment::Start) {
-            Ok(bound) => Ok(ControlSocket { path, mode, bound }),
+        match make(&path, Access { mode, owner: None }, Moment::Start) {
+            Ok(bound) => Ok(ControlSocket { path, bound }),
             Err(reason) => Err(SocketError { path, moment: Moment::Start, reason }),
         }
     }
@@ -137,34 +129,50 @@ impl ControlSocket {
     }
 
     /// Makes the socket anew, by the same rules as at the start, but waits for
-    /// nobody. Returns the listener it had: nobody can connect there any more,
-    /// and who has connected before can still be accepted.
+    /// nobody.
     ///
     /// # Errors
     /// It can't be had now; the socket is lost still.
-    pub fn put_back(&mut self) -> Result<UnixListener, SocketError> {
+    pub fn put_back(&mut self) -> Result<PutBack, SocketError> {
         let moment = Moment::Serving;
-        let bound = make(&self.path, self.mode, moment).map_err(|reason| SocketError {
-            path: self.path.clone(),
-            moment,
-            reason,
-        })?;
+        let again = Access::of(&self.bound.handle)
+            .map_err(|e| Reason::Failed("look at the lost socket", e))
+            .and_then(|access| Ok((access, make(&self.path, access, moment)?)));
+        let (access, bound) =
+            again.map_err(|reason| SocketError { path: self.path.clone(), moment, reason })?;
+        let now = Access::of(&bound.handle).unwrap_or(access);
         let former = mem::replace(&mut self.bound, bound).listener;
         // Where its directory was only renamed, it is still found there.
         if let Err(e) = os::stop_listening(&former) {
             error!("{}: cannot stop listening on the lost socket: {e}", self.path.display());
         }
-        Ok(former)
+        let is_shut_to_group = now.mode != access.mode;
+        Ok(PutBack { former, is_others: now.user() != access.user(), is_shut_to_group })
     }
 }
 
-fn make(path: &Path, mode: u32, moment: Moment) -> Result<Bound, Reason> {
+impl Access {
+    fn of(file: &File) -> io::Result<Self> {
+        let found = file.metadata()?;
+        Ok(Access { mode: found.mode() & 0o777, owner: Some((found.uid(), found.gid())) })
+    }
+
+    fn user(self) -> Option<u32> {
+        self.owner.map(|(user, _)| user)
+    }
+}
+
+fn make(path: &Path, access: Access, moment: Moment) -> Result<Bound, Reason> {
     // Only "/" has no parent, and that is occupied anyway.
     let parent = path.parent().unwrap_or(path);
     // Locked until it is closed, at the end of this function.
-    let directory =
-        os::open_directory(parent).map_err(|e| Reason::Directory(parent.to_path_buf(), e))?;
-    let may_replace = lock(&directory, moment);
+    let directory = match os::open_directory(parent) {
+        Ok(directory) => Some(directory),
+        // Who may write there need not be permitted to read there.
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => None,
+        Err(e) => return Err(Reason::Directory(parent.to_path_buf(), e)),
+    };
+    let may_replace = directory.as_ref().is_none_or(|directory| lock(directory, moment));
     if let Some(dead) = find_dead_socket(path)? {
         if !may_replace {
             return Err(Reason::Locked);
@@ -176,7 +184,7 @@ fn make(path: &Path, mode: u32, moment: Moment) -> Result<Bound, Reason> {
             Err(e) => return Err(Reason::Failed("remove the dead socket that is there", e)),
         }
     }
-    let listener = os::bind(path, mode).map_err(|e| Reason::Failed("make the socket", e))?;
+    let listener = os::bind(path, access.mode).map_err(|e| Reason::Failed("make the socket", e))?;
     let found = fs::symlink_metadata(path)
         .map_err(|e| Reason::Failed("look at the socket just made", e))?;
     // Somebody may have moved another file there just now.
@@ -184,7 +192,7 @@ fn make(path: &Path, mode: u32, moment: Moment) -> Result<Bound, Reason> {
         return Err(Reason::Occupied(kind_in_words(found.file_type())));
     }
     let file = FileId::of(&found);
-    match open_to_controllers(path, mode, &listener, &file) {
+    match open_to_controllers(path, access, &listener, &file) {
         Ok(handle) => Ok(Bound { listener, file, handle }),
         Err(reason) => {
             let _ = remove_if(path, &file);
@@ -193,11 +201,11 @@ fn make(path: &Path, mode: u32, moment: Moment) -> Result<Bound, Reason> {
     }
 }
 
-/// Gives the socket just made at `path`, which is `file`, what it lacks of its
-/// permissions, and listens.
+/// Gives the socket just made at `path`, which is `file`, its owner and what it
+/// lacks of its permissions, and listens.
 fn open_to_controllers(
     path: &Path,
-    mode: u32,
+    access: Access,
     listener: &UnixListener,
     file: &FileId,
 ) -> Result<File, Reason> {
@@ -206,6 +214,15 @@ fn open_to_controllers(
     let found = handle.metadata().map_err(failed)?;
     if !found.file_type().is_socket() || FileId::of(&found) != *file {
         return Err(Reason::Occupied("another file"));
+    }
+    let mut mode = access.mode;
+    if let Some((user, group)) = access.owner.filter(|owner| *owner != (found.uid(), found.gid())) {
+        // The one may be permitted where both are not.
+        let given = os::set_owner(&handle, Some(user), Some(group))
+            .or_else(|_| os::set_owner(&handle, None, Some(group)));
+        if given.is_err() && found.gid() != group {
+            mode &= !0o070;
+        }
     }
     if found.mode() & 0o777 != mode {
         os::set_mode(&handle, mode)
@@ -240,7 +257,7 @@ fn lock(directory: &File, moment: Moment) -> bool {
 fn find_dead_socket(path: &Path) -> Result<Option<FileId>, Reason> {
     let found = match fs::symlink_metadata(path) {
         Ok(found) => found,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) if is_absent(&e) => return Ok(None),
         Err(e) => return Err(Reason::Failed("look at this path", e)),
     };
     if !found.file_type().is_socket() {
@@ -269,22 +286,6 @@ fn is_absent(e: &io::Error) -> bool {
     matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-fn kind_in_words(kind: FileType) -> &'static str {
-    if kind.is_file() {
-        "a regular file"
-    } else if kind.is_dir() {
-        "a directory"
-    } else if kind.is_symlink() {
-        "a symbolic link"
-    } else if kind.is_fifo() {
-        "a FIFO"
-    } else if kind.is_block_device() || kind.is_char_device() {
-        "a device"
-    } else {
-        "a file"
-    }
-}
-
 impl FileId {
     fn of(metadata: &Metadata) -> Self {
         FileId { device: metadata.dev(), inode: metadata.ino() }
@@ -305,72 +306,6 @@ impl Drop for ControlSocket {
         };
         if let Err(e) = removed {
             error!("{}: cannot remove the control socket: {e}", self.path.display());
-        }
-    }
-}
-
-impl fmt::Display for SocketError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let SocketError { path, moment, reason } = self;
-        write!(f, "pause-control={}: ", path.display())?;
-        match moment {
-            Moment::Start => write!(f, "{reason}{}", reason.remedy_at_start()),
-            Moment::Serving => write!(
-                f,
-                "the control socket is not at its path any more, and cannot be put back yet: \
-                 {reason}{}; this is tried again every few seconds",
-                reason.remedy_while_serving(),
-            ),
-        }
-    }
-}
-
-impl Reason {
-    fn remedy_at_start(&self) -> &'static str {
-        match self {
-            Reason::Occupied(_) => ": choose another path",
-            Reason::Alive => ": choose another path, or stop that process",
-            Reason::Unclear(_) => ": choose another path, or remove it",
-            Reason::Locked | Reason::Directory(..) | Reason::Failed(..) => "",
-        }
-    }
-
-    /// Another path can't be chosen any more.
-    fn remedy_while_serving(&self) -> &'static str {
-        match self {
-            Reason::Occupied(_) => ": move it away",
-            Reason::Unclear(_) => ": remove it",
-            Reason::Alive => ": stop that process",
-            Reason::Locked => ": end that lock",
-            Reason::Directory(_, e) if is_absent(e) => ": make it again",
-            Reason::Directory(_, e) | Reason::Failed(_, e)
-                if e.kind() == io::ErrorKind::PermissionDenied =>
-            {
-                ": permit the user that this server runs as to write there"
-            }
-            Reason::Directory(..) | Reason::Failed(..) => "",
-        }
-    }
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Reason::Occupied(what) => {
-                write!(f, "{what} is there, and only a dead socket is ever replaced")
-            }
-            Reason::Alive => write!(f, "a process has the socket open that is there"),
-            Reason::Unclear(e) => {
-                write!(f, "cannot tell whether a process has the socket open that is there ({e})")
-            }
-            Reason::Directory(directory, e) => {
-                write!(f, "cannot open the directory {}: {}", directory.display(), Advised(e))
-            }
-            Reason::Locked => write!(
-                f,
-                "a dead socket is there, and another process has its directory locked (flock)"
-            ),
-            Reason::Failed(step, e) => write!(f, "cannot {step}: {}", Advised(e)),
         }
     }
 }
