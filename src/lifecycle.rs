@@ -170,7 +170,10 @@ pub fn finalize(connection: &Connection) {
 
 /// The client has left; no request with this handle is in progress.
 pub fn close(handle: *const Connection) {
-    let _ = with_serving(|serving| serving.connections.close(handle));
+    // Without the instance locked, as above.
+    if let Ok(connections) = with_serving(|serving| serving.connections.clone()) {
+        connections.close(handle);
+    }
 }
 
 fn with_instance<R>(act: impl FnOnce(&mut Instance) -> Result<R, Failed>) -> Result<R, Failed> {

@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use env_logger::{Builder, Env, Logger};
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -17,7 +17,8 @@ use crate::os;
 /// Without `RUST_LOG`: everything an operator would ask about afterwards.
 const DEFAULT_FILTER: &str = "info";
 
-/// A pipe may be full for a moment though it is read.
+/// A pipe may be full for a moment though it is read. So long at most from one
+/// call of `catch_up` to the next, however many records there are.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 /// So many errors are kept for a log that is stuck.
@@ -28,6 +29,8 @@ const MOST_UNSAID: usize = 64;
 struct Unsaid {
     /// The log took nothing when it was looked at last.
     stuck: bool,
+    /// How long may still be waited for it, until `catch_up` is called.
+    patience: Duration,
     /// In their order. The rest is of no use to anyone later.
     errors: Vec<String>,
     /// Errors that there was no room for.
@@ -68,12 +71,18 @@ pub fn stop() {
 /// thread ends is lost: nbdkit, as it ends, must not wait for the log either.
 pub fn never_wait() {
     let _ = UNSAID.try_with(|unsaid| unsaid.replace(Some(Unsaid::default())));
+    catch_up();
 }
 
 /// Says what was kept back if the log takes it now. True if something is left,
-/// so that it is to be called again.
+/// so that it is to be called again. Call it now and then in any case: what may
+/// be waited for the log is counted from call to call.
 pub fn catch_up() -> bool {
-    with_unsaid(|unsaid| !unsaid.catch_up()).unwrap_or(false)
+    let again = |unsaid: &mut Unsaid| {
+        unsaid.patience = PATIENCE;
+        !unsaid.catch_up()
+    };
+    with_unsaid(again).unwrap_or(false)
 }
 
 /// To nbdkit, whose log has more than ours in it.
@@ -94,9 +103,15 @@ fn with_unsaid<R>(act: impl FnOnce(&mut Unsaid) -> R) -> Option<R> {
 impl Unsaid {
     /// Whether the log takes a record now.
     fn log_takes_more(&mut self) -> bool {
-        let patience = if self.stuck { Duration::ZERO } else { PATIENCE };
-        self.stuck = !os::stderr_takes_more(patience);
-        !self.stuck
+        let patience = if self.stuck { Duration::ZERO } else { self.patience };
+        let mut takes_more = os::stderr_takes_more(Duration::ZERO);
+        if !takes_more && !patience.is_zero() {
+            let since = Instant::now();
+            takes_more = os::stderr_takes_more(patience);
+            self.patience = patience.saturating_sub(since.elapsed());
+        }
+        self.stuck = !takes_more;
+        takes_more
     }
 
     /// True if nothing is left.

@@ -614,7 +614,32 @@ fn a_slow_flush_that_was_ended_and_then_fails_is_not_taken_for_success() {
     controller.expect("X");
     server.remove("broken");
     controller.pause();
-    assert_eq!(server.content("flushes"), "begin\nend\n".repeat(3));
+    assert_eq!(server.content("flushes"), "begin\nend\n".repeat(2));
+}
+
+/// The next flush goes well, as fsync(2) does after it has told an error once.
+#[test]
+fn a_flush_that_fails_after_its_pause_was_ended_fails_the_next_pause_once() {
+    let server = plugin().start();
+    let mut client = Client::connect(&server);
+    client.ask(WRITE);
+    server.make("slow");
+    server.make("broken");
+    let mut controller = server.controller();
+    controller.send(b"p");
+    server.await_file("flushes");
+    server.controller().resume();
+    controller.expect("X");
+    server.remove("slow");
+    eventually("it has failed", PROMPT, || server.content("flushes") == "begin\nend\n");
+    server.remove("broken");
+    controller.send(b"p");
+    controller.expect("X");
+    let messages = server.messages();
+    assert!(messages.contains("pause-flush: ") && messages.contains("given up"), "{messages}");
+    client.ask(READ);
+    controller.pause();
+    assert_eq!(server.content("flushes"), "begin\nend\n".repeat(2));
 }
 
 /// What the log says when it is too late to flush.

@@ -67,13 +67,8 @@ impl Doorman {
 
     /// Lets in who waits at this listener, where nobody else can connect any
     /// more, before all others.
-    pub fn empty(&mut self, former: UnixListener) {
+    pub fn empty_first(&mut self, former: UnixListener) {
         self.former.push(former);
-    }
-
-    /// Nobody is let in any more.
-    pub fn into_socket(self) -> ControlSocket {
-        self.socket
     }
 
     /// What to wait for.

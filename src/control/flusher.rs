@@ -81,8 +81,11 @@ impl Flusher {
                 return Ok(false);
             };
             let _ = job.thread.join();
+            // A failure counts though nobody waited for it: the system tells it
+            // once, and the next flush may go well without what was lost.
+            result?;
             if !job.cancelled.load(Ordering::Acquire) {
-                return result.and_then(|()| self.unless_lost());
+                return self.unless_lost();
             }
         }
         if self.wanted {

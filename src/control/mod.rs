@@ -1,7 +1,11 @@
 //! The operator's side: one thread that listens on the control socket, serves
 //! all controllers, moves the pause on and looks after the socket. It never waits
 //! for any of them, nor for the plugin, and for the log a tenth of a second at
-//! most (`logger`), so that nothing keeps an operator's `r` from being heard.
+//! most from one look at all of them to the next (`logger`), so that nothing keeps
+//! an operator's `r` from being heard.
+//!
+//! A lost socket is noticed by the `caretaker`, made anew by `socket`, and those
+//! who still wait at the old one are let in by the `doorman`.
 
 mod caretaker;
 mod controller;
@@ -50,12 +54,12 @@ pub struct Rules {
     pub holds: bool,
 }
 
-/// The control thread. When this is dropped it is stopped and joined, and then
-/// the control socket goes.
+/// The control thread, which has the control socket. When this is dropped both
+/// end, and have ended when that is done.
 pub struct Control {
     bell: Arc<Bell>,
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<ControlSocket>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Control {
@@ -74,7 +78,6 @@ impl Control {
         let flusher = rules.flush.map(|storage| Flusher::new(storage, bell.clone()));
         let stop = Arc::new(AtomicBool::new(false));
         let control = Loop {
-            doorman,
             caretaker: Caretaker::new(),
             bell: bell.clone(),
             stop: stop.clone(),
@@ -82,6 +85,7 @@ impl Control {
             holds: rules.holds,
             controllers: Vec::new(),
             unsaid: false,
+            doorman,
         };
         let thread = os::without_signals(|| {
             thread::Builder::new()
@@ -98,18 +102,15 @@ impl Drop for Control {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
         self.bell.ring();
-        // The thread first, since it is the one that uses the socket.
-        match self.thread.take().map(JoinHandle::join) {
-            Some(Ok(socket)) => drop(socket),
-            Some(Err(_)) => error!("the control thread had ended before its time"),
-            None => {}
+        if let Some(Err(_)) = self.thread.take().map(JoinHandle::join) {
+            error!("the control thread had ended before its time");
         }
     }
 }
 
-/// What the control thread works on.
+/// What the control thread works on. Dropped in this order, on that thread: what
+/// is said in the course of it must not wait for the log.
 struct Loop {
-    doorman: Doorman,
     caretaker: Caretaker,
     bell: Arc<Bell>,
     stop: Arc<AtomicBool>,
@@ -118,11 +119,13 @@ struct Loop {
     controllers: Vec<Controller>,
     /// The log has still to be told something.
     unsaid: bool,
+    /// Has the socket, which goes when nothing is left that it could control.
+    doorman: Doorman,
 }
 
 impl Loop {
-    /// Serves until it is told to stop. The socket is still there then.
-    fn run(mut self) -> ControlSocket {
+    /// Serves until it is told to stop.
+    fn run(mut self) {
         logger::never_wait();
         let mut fds = Vec::new();
         let mut blind = false;
@@ -145,7 +148,6 @@ impl Loop {
             }
             self.turn(&fds);
         }
-        self.doorman.into_socket()
     }
 
     /// How long there is nothing to do if nobody comes.
@@ -180,7 +182,7 @@ impl Loop {
         }
         self.doorman.rest();
         if let Some(former) = self.caretaker.look(self.doorman.socket()) {
-            self.doorman.empty(former);
+            self.doorman.empty_first(former);
         }
         self.unsaid = logger::catch_up();
     }
