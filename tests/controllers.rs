@@ -1,5 +1,6 @@
 //! Many controllers, and bad ones: each is served whatever the others do, their
-//! number is bounded, and nothing grows.
+//! number is bounded, and nothing grows. What a command is answered is in
+//! `protocol.rs`.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,7 +13,7 @@
 
 mod common;
 
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,20 +26,21 @@ use common::server::{Server, Setup};
 use common::{A_WHILE, GENEROUS, PROMPT, eventually};
 
 const READ: Request = Request::Read { offset: 0 };
+const WRITE: Request = Request::Write { offset: 0, byte: 0xaa };
 
 /// So many are connected at once.
 const MOST: usize = 64;
 
+/// Far more than a socket keeps, in both directions.
+const MOST_UNREAD: usize = 16 << 20;
+
 fn start() -> Server {
-    Setup::new(&["memory", "1M"]).start()
+    Setup::in_memory().start()
 }
 
 /// A server whose reads take `delay`, and a read in flight.
 fn start_busy(delay: &str) -> (Server, Client, Ticket) {
-    let server = Setup::new(&["memory", "1M"])
-        .logged()
-        .below("delay", &[&format!("rdelay={delay}")])
-        .start();
+    let server = Setup::in_memory().logged().below("delay", &[&format!("rdelay={delay}")]).start();
     let mut client = Client::connect(&server);
     let read = client.send(READ);
     eventually("the read is below us", GENEROUS, || server.logged().contains(" Read id=1"));
@@ -124,7 +126,7 @@ fn a_controller_that_never_reads_its_replies_harms_nobody() {
             Ok(count) => {
                 sent += count;
                 full_since = None;
-                assert!(sent < 16 << 20, "the server takes whatever comes");
+                assert!(sent < MOST_UNREAD, "the server takes whatever comes");
             }
             Err(e) if e.kind() == ErrorKind::WouldBlock => {
                 full_since.get_or_insert_with(Instant::now);
@@ -146,6 +148,82 @@ fn a_controller_that_never_reads_its_replies_harms_nobody() {
     assert_eq!(replies.len(), sent);
     assert!(replies.iter().all(|&reply| reply == b'X'));
     operator.resume();
+}
+
+/// A controller that has sent so much, and read nothing, that the server takes
+/// nothing of it any more.
+fn stuck_controller(server: &Server, commands: &[u8]) -> Controller {
+    let mut controller = server.controller();
+    controller.stream().set_nonblocking(true).unwrap();
+    let chunk = commands.repeat(4096);
+    let (mut sent, mut full_since) = (0, None);
+    while full_since.is_none_or(|since: Instant| since.elapsed() < A_WHILE) {
+        match controller.stream().write(&chunk) {
+            Ok(count) => {
+                sent += count;
+                assert!(sent < MOST_UNREAD, "replies that nobody reads pile up without end");
+                full_since = None;
+            }
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                full_since.get_or_insert_with(Instant::now);
+                thread::sleep(Duration::from_millis(1));
+            }
+            Err(e) => panic!("{e}"),
+        }
+    }
+    controller.stream().set_nonblocking(false).unwrap();
+    controller
+}
+
+#[test]
+fn controllers_that_never_read_their_replies_do_not_lock_the_operator_out() {
+    let server = start();
+    let mut client = Client::connect(&server);
+    let _stuck: Vec<Controller> = thread::scope(|scope| {
+        let threads: Vec<_> =
+            (0..MOST).map(|_| scope.spawn(|| stuck_controller(&server, b"x"))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    for _ in 0..3 {
+        client.expect_a_whole_pause(&server);
+    }
+    client.leave();
+    server.stop();
+}
+
+#[test]
+fn controllers_that_never_read_their_replies_do_not_keep_the_server_from_ending() {
+    let server = Setup::with_disk(1).parameters(&["pause-hold=true"]).start();
+    let mut client = Client::connect(&server);
+    let mut stuck: Vec<Controller> = [&b"p"[..], b"+", b"x"]
+        .into_iter()
+        .map(|command| stuck_controller(&server, command))
+        .collect();
+    let held = client.send(WRITE);
+    client.expect_held(&[held], A_WHILE);
+    server.terminate();
+    assert_eq!(client.reply_within(held, PROMPT), Some(Err(libc::ESHUTDOWN)));
+    drop(client);
+    server.ended(PROMPT).well();
+    // They get what had been sent, and the end.
+    for controller in &mut stuck {
+        let mut replies = Vec::new();
+        let _ = controller.stream().read_to_end(&mut replies);
+        assert!(!replies.is_empty());
+    }
+}
+
+#[test]
+fn a_hold_of_a_controller_that_never_reads_its_replies_lasts_until_it_dies() {
+    let server = Setup::in_memory().parameters(&["pause-hold=true"]).start();
+    let mut client = Client::connect(&server);
+    let holder = stuck_controller(&server, b"+");
+    let held = client.send(READ);
+    client.expect_held(&[held], A_WHILE);
+    drop(holder);
+    assert!(matches!(client.reply_within(held, PROMPT), Some(Ok(_))));
+    client.leave();
+    server.stop();
 }
 
 #[test]
@@ -197,7 +275,7 @@ fn complaints(server: &Server) -> usize {
 
 #[test]
 fn out_of_descriptors_by_controllers_the_last_one_is_served_without_a_busy_loop() {
-    let server = Setup::new(&["memory", "1M"]).most_descriptors(40).verbose().start();
+    let server = Setup::in_memory().most_descriptors(40).verbose().start();
     let at_rest = descriptors(server.pid());
     for episode in 1..=2 {
         let mut controllers: Vec<Controller> = (0..60).map(|_| server.controller()).collect();
@@ -233,7 +311,7 @@ fn out_of_descriptors_by_controllers_the_last_one_is_served_without_a_busy_loop(
 /// with or without a descriptor that could be given up.
 #[test]
 fn while_no_controller_can_be_accepted_there_is_no_busy_loop_and_then_full_recovery() {
-    let server = Setup::new(&["memory", "1M"]).verbose().start();
+    let server = Setup::in_memory().verbose().start();
     let (in_use, next) = (descriptors(server.pid()), next_descriptor(server.pid()));
     for episode in 1..=2 {
         let usual = limit_descriptors(server.pid(), next - 2);
@@ -261,7 +339,7 @@ fn while_no_controller_can_be_accepted_there_is_no_busy_loop_and_then_full_recov
 #[test]
 fn out_of_descriptors_by_clients_one_controller_is_served_all_the_same() {
     const LIMIT: usize = 60;
-    let server = Setup::new(&["memory", "1M"]).most_descriptors(LIMIT as u64).start();
+    let server = Setup::in_memory().most_descriptors(LIMIT as u64).start();
     let mut first = Client::connect(&server);
     let at_rest = descriptors(server.pid());
     // A client takes three. nbdkit itself must not run short: it would keep
@@ -382,7 +460,7 @@ fn r_counts_also_where_its_sender_vanishes_before_the_reply() {
 #[test]
 fn controllers_that_vanish_at_any_moment_harm_nobody() {
     let mut random = Random::new();
-    let server = Setup::new(&["memory", "1M"]).below("delay", &["rdelay=5ms"]).start();
+    let server = Setup::in_memory().below("delay", &["rdelay=5ms"]).start();
     let mut client = Client::connect(&server);
     let mut kept: Vec<Controller> = Vec::new();
     for round in 0..600 {

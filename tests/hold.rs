@@ -38,7 +38,7 @@ fn holding(setup: Setup) -> Setup {
 }
 
 fn start() -> Server {
-    holding(Setup::new(&["memory", "1M"])).start()
+    holding(Setup::in_memory()).start()
 }
 
 /// `command` is answered with `reply`.
@@ -90,11 +90,6 @@ impl Slow {
     fn let_drain(&self) {
         std::fs::remove_file(self.0.path("slow")).unwrap();
     }
-}
-
-/// Returns when all commands that were sent before are carried out, or wait.
-fn all_is_heard(server: &Server) {
-    ask(&mut server.controller(), b"?", "X");
 }
 
 // What + and - do.
@@ -357,7 +352,7 @@ fn a_holder_that_closes_while_it_waits_ends_the_drain() {
     let (slow, mut client) = Slow::start(&[]);
     let mut controller = slow.0.controller();
     controller.send(b"+");
-    all_is_heard(&slow.0);
+    slow.0.all_is_heard();
     let held = expect_paused(&mut client);
     drop(controller);
     // While the read is in the plugin still.
@@ -370,7 +365,7 @@ fn a_holder_that_half_closes_while_it_waits_never_leaves_the_server_paused() {
     let mut controller = slow.0.controller();
     controller.send(b"+");
     controller.stream().shutdown(Shutdown::Write).unwrap();
-    all_is_heard(&slow.0);
+    slow.0.all_is_heard();
     let ticket = client.send(WRITE);
     slow.let_drain();
     expect_reply(&mut client, ticket);
@@ -387,7 +382,7 @@ fn a_holder_that_closes_while_it_waits_leaves_those_alone_who_wait_too() {
         leaves.send(b"+");
         let mut stays = slow.0.controller();
         stays.send(command);
-        all_is_heard(&slow.0);
+        slow.0.all_is_heard();
         drop(leaves);
         stays.expect_silence(A_WHILE);
         let held = expect_paused(&mut client);
@@ -408,7 +403,7 @@ fn a_hold_asked_for_by_who_is_gone_at_once_does_not_last() {
         let ticket = client.send(WRITE);
         client.reply_within(ticket, GENEROUS).is_some()
     });
-    all_is_heard(&server);
+    server.all_is_heard();
     client.ask(WRITE);
 }
 
@@ -468,7 +463,7 @@ fn r_ends_a_drain_that_holds_wait_for() {
     for (controller, command) in waiting.iter_mut().zip([b"+", b"p", b"+"]) {
         controller.send(command);
     }
-    all_is_heard(&slow.0);
+    slow.0.all_is_heard();
     let held = expect_paused(&mut client);
     slow.0.controller().resume();
     for controller in &mut waiting {
@@ -515,7 +510,7 @@ fn one_that_waits_for_its_hold_is_never_closed_to_make_room() {
 
 #[test]
 fn a_holder_is_never_closed_when_descriptors_run_out() {
-    let server = holding(Setup::new(&["memory", "1M"])).most_descriptors(40).start();
+    let server = holding(Setup::in_memory()).most_descriptors(40).start();
     let mut controller = holder(&server);
     let crowd: Vec<_> = (0..MANY).map(|_| server.controller()).collect();
     // The last ones are served.
@@ -526,7 +521,7 @@ fn a_holder_is_never_closed_when_descriptors_run_out() {
 
 #[test]
 fn at_most_32_holds_are_in_force_and_the_operator_still_gets_in() {
-    let server = holding(Setup::new(&["memory", "1M"])).verbose().start();
+    let server = holding(Setup::in_memory()).verbose().start();
     let mut client = Client::connect(&server);
     let mut holders: Vec<_> = (0..MOST_HOLDS).map(|_| holder(&server)).collect();
     let mut beyond = server.controller();
@@ -558,7 +553,7 @@ fn at_most_32_holds_are_in_force_and_the_operator_still_gets_in() {
 #[test]
 fn without_pause_hold_plus_and_minus_are_answered_x_and_do_nothing() {
     for parameters in [&[][..], &["pause-hold=false"]] {
-        let server = Setup::new(&["memory", "1M"]).parameters(parameters).start();
+        let server = Setup::in_memory().parameters(parameters).start();
         let mut client = Client::connect(&server);
         let mut controller = server.controller();
         ask(&mut controller, b"+-", "XX");
@@ -582,15 +577,15 @@ fn with_pause_hold_all_other_bytes_are_answered_as_without() {
         controller.finish()
     };
     let with = replies(&start());
-    assert_eq!(with, replies(&Setup::new(&["memory", "1M"]).start()));
-    assert_eq!(with, replies(&Setup::new(&["memory", "1M"]).stock().start()));
+    assert_eq!(with, replies(&Setup::in_memory().start()));
+    assert_eq!(with, replies(&Setup::in_memory().stock().start()));
 }
 
 #[test]
 fn what_is_no_truth_value_is_refused_by_name() {
     for value in ["", "maybe", "2", "+", "-"] {
         let parameter = format!("pause-hold={value}");
-        let refusal = Setup::new(&["memory", "1M"]).parameters(&[&parameter]).refusal();
+        let refusal = Setup::in_memory().parameters(&[&parameter]).refusal();
         assert!(refusal.stderr.contains(&parameter), "{value:?}: {refusal:#?}");
     }
 }

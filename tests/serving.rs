@@ -41,10 +41,6 @@ fn a_pause_works(server: &Server) {
     a_pause_holds_requests(&mut Client::connect(server), server.controller());
 }
 
-fn memory() -> Setup {
-    Setup::new(&["memory", "1M"])
-}
-
 // Plugins, by thread model and by language.
 
 /// A plugin in shell, which runs a process for each request.
@@ -129,7 +125,7 @@ def pwrite(handle, buffer, offset, flags):
 #[test]
 fn a_pause_works_between_two_filters_above_and_two_below() {
     // The disk begins at 1024 of what is below, where the log is.
-    let server = memory()
+    let server = Setup::in_memory()
         .above("nozero", &["zeromode=emulate"])
         .above("offset", &["offset=1024"])
         .logged()
@@ -203,7 +199,7 @@ fn a_request_that_a_filter_above_makes_for_itself_can_be_refused() {
 
 #[test]
 fn a_pause_works_with_tls_over_tcp() {
-    let server = memory().tls().start();
+    let server = Setup::in_memory().tls().start();
     let mut client = Client::connect(&server);
     assert!(client.speaks_tls());
     a_pause_holds_requests(&mut client, server.controller());
@@ -213,7 +209,7 @@ fn a_pause_works_with_tls_over_tcp() {
 
 #[test]
 fn a_client_can_begin_tls_while_the_server_is_paused() {
-    let server = memory().tls().start();
+    let server = Setup::in_memory().tls().start();
     let mut controller = server.controller();
     controller.pause();
     let mut client = Client::connect(&server);
@@ -225,7 +221,7 @@ fn a_client_can_begin_tls_while_the_server_is_paused() {
 
 #[test]
 fn a_pause_works_where_the_one_client_is_on_standard_input() {
-    let setup = memory();
+    let setup = Setup::in_memory();
     let control = setup.path("control");
     let setup = setup.control(control.to_str());
     let mut client = Client::of_command(&setup.on_stdin());
@@ -294,14 +290,14 @@ fn a_pause_works_under_a_captive_nbdkit() {
 
 #[test]
 fn a_pause_works_in_the_foreground() {
-    let server = memory().start();
+    let server = Setup::in_memory().start();
     a_pause_works(&server);
     server.stop();
 }
 
 #[test]
 fn a_pause_works_in_the_background() {
-    let server = memory().background().start();
+    let server = Setup::in_memory().background().start();
     a_pause_works(&server);
     server.stop();
 }
@@ -319,7 +315,7 @@ fn a_pause_works_after_nbdkit_has_become_nobody() {
         println!("SKIPPED: only root can become another user");
         return;
     }
-    let as_nobody = || memory().changing_user().options(&["-g", "nogroup"]);
+    let as_nobody = || Setup::in_memory().changing_user().options(&["-g", "nogroup"]);
     let server = as_nobody().start();
     assert_eq!(fs::metadata(format!("/proc/{}", server.pid())).unwrap().uid(), NOBODY);
     a_pause_works(&server);
@@ -339,12 +335,12 @@ fn a_pause_works_after_nbdkit_has_become_nobody() {
     assert!(said.contains("cannot remove the control socket"), "{said}");
     assert!(said.contains("ermission denied"), "{said}");
     // What is left is in nobody's way.
-    memory().control(control.to_str()).start().stop();
+    Setup::in_memory().control(control.to_str()).start().stop();
 }
 
 #[test]
 fn the_end_of_its_parent_ends_a_paused_server() {
-    let server = memory()
+    let server = Setup::in_memory()
         .under(&["sh", "-c", r#""$@" & wait"#, "sh"])
         .options(&["--exit-with-parent"])
         .start();
@@ -373,7 +369,7 @@ fn a_filter_that_was_built_for_another_nbdkit_is_refused_by_nbdkit_in_the_words_
     let refused = "filter is incompatible with this version of nbdkit";
     assert!(include_str!("../README.md").contains(refused));
     for other in std::env::split_paths(&others) {
-        let said = memory().filter(other).refusal().stderr;
+        let said = Setup::in_memory().filter(other).refusal().stderr;
         assert!(said.contains(refused), "{said}");
     }
     // Not for any other reason.

@@ -1,4 +1,6 @@
-//! `pause-timeout`: a pause that nobody ends, ends by itself.
+//! `pause-timeout`: a pause that nobody ends, ends by itself, whatever becomes of
+//! the time of day. A server that is stopped meanwhile is in `signals.rs`, a
+//! plugin that never returns in `failing_plugins.rs`.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,6 +14,7 @@
 mod common;
 
 use std::fs;
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -44,13 +47,6 @@ fn close(controller: &mut Controller, command: char) -> Instant {
     controller.send(&[command as u8]);
     controller.expect(&command.to_uppercase().to_string());
     before
-}
-
-/// Returns when all commands that were sent before are carried out, or wait.
-fn all_is_heard(server: &Server) {
-    let mut controller = server.controller();
-    controller.send(b"?");
-    controller.expect("X");
 }
 
 /// A request that is sent now is carried out, but not earlier than `limit`
@@ -115,7 +111,7 @@ fn a_pause_outlives_its_connection_and_ends_in_time_all_the_same() {
 #[test]
 fn a_drain_that_runs_into_it_is_over_and_its_p_is_answered_x() {
     // Reads are in the plugin for longer than anything here takes.
-    let server = limited(Setup::new(&["memory", "1M"])).below("delay", &["rdelay=30"]).start();
+    let server = limited(Setup::in_memory()).below("delay", &["rdelay=30"]).start();
     let mut client = Client::connect(&server);
     client.send(READ);
     client.all_read_by_server();
@@ -125,7 +121,7 @@ fn a_drain_that_runs_into_it_is_over_and_its_p_is_answered_x() {
     for (controller, command) in waiting.iter_mut().zip([b"p", b"+", b"p"]) {
         controller.send(command);
     }
-    all_is_heard(&server);
+    server.all_is_heard();
     expect_flow_after(&mut client, since, LIMIT);
     for controller in &mut waiting {
         controller.expect("X");
@@ -153,7 +149,7 @@ fn a_flush_that_runs_into_it_is_over_and_its_p_is_answered_x() {
     for _ in 0..2 {
         let since = Instant::now();
         controller.send(b"p");
-        all_is_heard(&server);
+        server.all_is_heard();
         expect_flow_after(&mut client, since, LIMIT);
         controller.expect("X");
     }
@@ -192,7 +188,7 @@ fn another_p_or_hold_does_not_move_the_deadline() {
 
 #[test]
 fn another_p_does_not_move_the_deadline_of_a_drain() {
-    let server = limited(Setup::new(&["memory", "1M"])).below("delay", &["rdelay=30"]).start();
+    let server = limited(Setup::in_memory()).below("delay", &["rdelay=30"]).start();
     let mut client = Client::connect(&server);
     client.send(READ);
     client.all_read_by_server();
@@ -276,7 +272,7 @@ fn a_hold_that_ran_out_of_time_is_answered_x_when_it_is_given_back() {
 fn seconds_with_and_without_a_fraction_and_milliseconds_are_accepted() {
     for (value, millis) in [("1", 1000), ("0.5", 500), ("1.5", 1500), ("500ms", 500)] {
         let parameter = format!("pause-timeout={value}");
-        let server = Setup::new(&["memory", "1M"]).parameters(&[&parameter]).start();
+        let server = Setup::in_memory().parameters(&[&parameter]).start();
         let mut client = Client::connect(&server);
         let since = close(&mut server.controller(), 'p');
         expect_flow_after(&mut client, since, Duration::from_millis(millis));
@@ -292,7 +288,7 @@ fn no_limit_and_a_far_one_leave_a_pause_in_force() {
         .map(Some)
         .chain([None])
         .map(|parameter| {
-            let setup = Setup::new(&["memory", "1M"]);
+            let setup = Setup::in_memory();
             let server = setup.parameters(parameter.as_deref().as_slice()).start();
             server.controller().pause();
             let mut client = Client::connect(&server);
@@ -335,7 +331,7 @@ fn what_is_no_duration_is_refused_by_name() {
     ];
     for value in refused {
         let parameter = format!("pause-timeout={value}");
-        let refusal = Setup::new(&["memory", "1M"]).parameters(&[&parameter]).refusal();
+        let refusal = Setup::in_memory().parameters(&[&parameter]).refusal();
         assert!(refusal.stderr.contains(&parameter), "{value:?}: {refusal:#?}");
         // It says what would be right.
         assert!(refusal.stderr.contains("500ms"), "{value:?}: {refusal:#?}");
@@ -356,4 +352,64 @@ fn a_busy_server_opens_in_time_too() {
         expect_flow_after(&mut client, since, LIMIT);
         assert!(load.is_running(), "{}", load.stderr());
     }
+}
+
+/// libfaketime, of the package `faketime`.
+fn libfaketime() -> PathBuf {
+    let folders = fs::read_dir("/usr/lib").unwrap().map(|entry| entry.unwrap().path());
+    folders
+        .chain([PathBuf::from("/usr/lib64"), PathBuf::from("/usr/lib")])
+        .map(|folder| folder.join("faketime/libfaketimeMT.so.1"))
+        .find(|library| library.exists())
+        .expect("libfaketimeMT.so.1: install the package faketime")
+}
+
+/// The time until the clock is set.
+const BEFORE: &str = "2020-02-02 12:30:30";
+
+#[test]
+fn a_clock_set_back_or_forward_does_not_move_the_end_of_a_pause() {
+    let setup = limited(Setup::with_disk(1).logged());
+    let (clock, part) = (setup.path("clock"), setup.path("clock.part"));
+    let environment = [
+        format!("LD_PRELOAD={}", libfaketime().display()),
+        format!("FAKETIME_TIMESTAMP_FILE={}", clock.display()),
+        "FAKETIME_NO_CACHE=1".to_owned(),
+        // Debian 13's waits for its own semaphore for ever when the clock is set.
+        "FAKETIME_DISABLE_SHM=1".to_owned(),
+        // As the kernel has it: setting the clock leaves that one alone.
+        "DONT_FAKE_MONOTONIC=1".to_owned(),
+        "TZ=UTC".to_owned(),
+    ];
+    let set = |to: &str| {
+        // At once, so that the server never sees half of it.
+        fs::write(&part, format!("@{to}\n")).unwrap();
+        fs::rename(&part, &clock).unwrap();
+    };
+    set(BEFORE);
+    let words: Vec<&str> =
+        ["env"].into_iter().chain(environment.iter().map(String::as_str)).collect();
+    let server = setup.under(&words).start();
+    let mut client = Client::connect(&server);
+    for after in
+        ["1999-09-09 12:30:30", "2020-02-02 12:29:30", "2020-02-02 12:31:30", "2033-03-03 12:30:30"]
+    {
+        for (command, reply) in [(b"p", "P"), (b"+", "+")] {
+            set(BEFORE);
+            let mut controller = server.controller();
+            let since = Instant::now();
+            controller.send(command);
+            controller.expect(reply);
+            set(after);
+            let held = client.send(WRITE);
+            client.reply_within(held, LIMIT + PROMPT).expect("in time").expect("success");
+            assert!(since.elapsed() >= LIMIT, "set to {after}: {:?}", since.elapsed());
+            // The server believes it, to the minute.
+            let log = server.logged();
+            let line = log.lines().rfind(|line| line.contains(" Write ")).unwrap();
+            assert!(line.starts_with(&after[..16]), "{after}: {line}");
+        }
+    }
+    client.leave();
+    server.stop();
 }

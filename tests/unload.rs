@@ -27,7 +27,7 @@ const WRITE: Request = Request::Write { offset: 0, byte: 0xee };
 
 /// Starts a server, and stops it in one of many states.
 fn start_and_stop(number: usize) {
-    let server = Setup::new(&["memory", "1M"]).start();
+    let server = Setup::in_memory().start();
     let pid = server.pid();
     match number % 4 {
         // Half of them while they are paused and hold requests.
@@ -92,7 +92,7 @@ fn trace(path: &Path) -> Vec<(u32, String)> {
 /// thing that is seen of `unload` from outside, and long before the process
 /// ends, which would end every thread.
 fn our_thread_ends_before_unload_returns_after(end: impl FnOnce(&Server)) {
-    let server = Setup::new(&["memory", "1M"])
+    let server = Setup::in_memory()
         .under(&["strace", "-f", "-e", "trace=exit,exit_group,unlink,unlinkat", "-o", "trace"])
         .start();
     let ours = server.control_thread();
@@ -196,10 +196,6 @@ fn memcheck(server: Server) -> (Memcheck, String) {
     (counted, report)
 }
 
-fn memory() -> Setup {
-    Setup::new(&["memory", "1M"])
-}
-
 /// Real load, and many clients one after the other and together.
 fn load(server: &Server) {
     fio(server, &["--rw=randrw", "--bs=4k", "--size=1M", "--iodepth=8", "--fsync=8", "--loops=2"])
@@ -234,13 +230,13 @@ fn end_with_a_held_request(server: &Server) {
 /// All clients have left, and nbdkit has noticed, when the server ends.
 #[test]
 fn valgrind_finds_nothing_that_the_server_does_not_have_without_us() {
-    let without = under_valgrind(memory().no_filter());
+    let without = under_valgrind(Setup::in_memory().no_filter());
     load(&without);
     eventually("all have left", GENEROUS, || without.threads() == 1);
     without.terminate();
     let (without, _) = memcheck(without);
 
-    let with = under_valgrind(memory());
+    let with = under_valgrind(Setup::in_memory());
     let mut controllers: Vec<_> = (0..10).map(|_| with.controller()).collect();
     thread::scope(|scope| {
         let load = scope.spawn(|| load(&with));
@@ -272,11 +268,11 @@ fn valgrind_finds_nothing_that_the_server_does_not_have_without_us() {
 /// it ends. nbdkit-delay-filter holds requests, too.
 #[test]
 fn valgrind_finds_nothing_at_a_shutdown_with_held_requests_that_other_filters_do_not_have() {
-    let without = under_valgrind(memory().no_filter().below("delay", &["wdelay=60"]));
+    let without = under_valgrind(Setup::in_memory().no_filter().below("delay", &["wdelay=60"]));
     end_with_a_held_request(&without);
     let (without, _) = memcheck(without);
 
-    let with = under_valgrind(memory());
+    let with = under_valgrind(Setup::in_memory());
     let mut controller = with.controller();
     controller.pause();
     end_with_a_held_request(&with);
@@ -306,7 +302,7 @@ fn the_library_has_at_most_550_kb_and_no_symbols() {
 
 #[test]
 fn a_server_that_served_many_clients_keeps_nothing_of_them() {
-    let server = Setup::new(&["memory", "1M"]).start();
+    let server = Setup::in_memory().start();
     let at_rest = server.threads_at_rest();
     let mut controller = server.controller();
     for round in 0..200 {

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::server::Server;
-use super::{GENEROUS, eventually};
+use super::{A_WHILE, GENEROUS, eventually};
 
 /// libnbd.h
 mod sys {
@@ -331,6 +331,18 @@ impl Client {
             }
             self.work(Duration::from_millis(10));
         }
+    }
+
+    /// A pause holds a write at offset 0 back and lets it go on, and it is carried
+    /// out. Nobody else may write there.
+    pub fn expect_a_whole_pause(&mut self, server: &Server) {
+        let mut controller = server.controller();
+        controller.pause();
+        let held = self.send(Request::Write { offset: 0, byte: 0xaa });
+        self.expect_held(&[held], A_WHILE / 3);
+        controller.resume();
+        self.reply(held).expect("success");
+        assert_eq!(self.ask(Request::Read { offset: 0 }), [0xaa; SIZE]);
     }
 
     /// Waits until the server has read all that was sent. Unix sockets only.

@@ -161,6 +161,12 @@ pub fn send_signal(pid: u32, signal: i32) {
     assert_eq!(sent, 0, "kill {pid}: {}", io::Error::last_os_error());
 }
 
+/// All of these words are in one line of what a program says.
+pub fn expect_line(messages: &str, words: &[&str]) {
+    let is_it = |line: &str| words.iter().all(|word| line.contains(word));
+    assert!(messages.lines().any(is_it), "no line with {words:?} in:\n{messages}");
+}
+
 fn own(file: &File) -> Stdio {
     file.try_clone().expect("dup").into()
 }

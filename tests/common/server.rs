@@ -91,6 +91,11 @@ impl Setup {
         }
     }
 
+    /// A disk of 1 MiB in memory.
+    pub fn in_memory() -> Self {
+        Setup::new(&["memory", "1M"])
+    }
+
     /// A disk of `mib` MiB of zeroes in a file: `disk.img` in the folder.
     pub fn with_disk(mib: u64) -> Self {
         let setup = Setup::new(&["file", "disk.img"]);
@@ -532,6 +537,13 @@ impl Server {
     /// A new controller.
     pub fn controller(&self) -> Controller {
         Controller::connect(&self.control_path())
+    }
+
+    /// Returns when all commands that were sent before are carried out, or wait.
+    pub fn all_is_heard(&self) {
+        let mut controller = self.controller();
+        controller.send(b"?");
+        controller.expect("X");
     }
 
     /// What nbdkit-log-filter has written.
