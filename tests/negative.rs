@@ -447,14 +447,21 @@ fn the_filter_given_twice_is_refused() {
 }
 
 #[test]
-fn help_shows_both_parameters() {
+fn help_shows_all_parameters() {
     let mut nbdkit = nbdkit::command();
     nbdkit
         .arg(format!("--filter={}", filter::ours().display()))
         .args([&nbdkit::plugin("null"), "--help"]);
     let help = run(nbdkit).succeeded();
-    assert!(help.stdout.contains("pause-control=SOCKET"), "{help:#?}");
-    assert!(help.stdout.contains("pause-mode=MODE"), "{help:#?}");
+    for parameter in [
+        "pause-control=SOCKET",
+        "pause-mode=MODE",
+        "pause-flush=BOOL",
+        "pause-timeout=DURATION",
+        "pause-hold=BOOL",
+    ] {
+        assert!(help.stdout.contains(parameter), "{parameter}: {help:#?}");
+    }
 }
 
 #[test]
