@@ -15,6 +15,7 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 
@@ -247,7 +248,7 @@ fn a_pause_works_with_socket_activation() {
         .arg(&copy);
     nbdcopy.current_dir(setup.path(""));
     let mut nbdcopy = Process::start(nbdcopy);
-    eventually("the server listens", GENEROUS, || control.exists());
+    eventually("the server listens", GENEROUS, || UnixStream::connect(&control).is_ok());
     a_copy_halts(&mut nbdcopy, &mut Controller::connect(&control), &log);
     nbdcopy.finish(GENEROUS).succeeded();
     assert!(fs::read(&copy).unwrap() == fs::read(&disk).unwrap());

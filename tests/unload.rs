@@ -88,12 +88,15 @@ fn trace(path: &Path) -> Vec<(u32, String)> {
         .collect()
 }
 
-/// Our thread has ended before the control socket is removed, which is the last
-/// thing that is seen of `unload` from outside, and long before the process
-/// ends, which would end every thread.
+/// Our thread has ended, and the control socket is gone, before the filter above
+/// ours is unloaded, which is the next thing that nbdkit does; and long before the
+/// process ends, which would end every thread.
 fn our_thread_ends_before_unload_returns_after(end: impl FnOnce(&Server)) {
+    let calls = "trace=exit,exit_group,unlink,unlinkat,write,writev";
     let server = Setup::in_memory()
-        .under(&["strace", "-f", "-e", "trace=exit,exit_group,unlink,unlinkat", "-o", "trace"])
+        .verbose()
+        .above("nofilter", &[])
+        .under(&["strace", "-f", "-s", "100", "-e", calls, "-o", "trace"])
         .start();
     let ours = server.control_thread();
     let server_itself = server.pid();
@@ -106,10 +109,10 @@ fn our_thread_ends_before_unload_returns_after(end: impl FnOnce(&Server)) {
             .position(|(who, what)| *who == tid && what.starts_with(call) && what.contains(on))
             .unwrap_or_else(|| panic!("no {call} in {trace:#?}"))
     };
+    let removal = position(ours, "unlink", "/control\"");
     let exit = position(ours, "exit(", "");
-    let removal = position(server_itself, "unlink", "/control\"");
-    let end = position(server_itself, "exit_group(", "");
-    assert!(exit < removal && removal < end, "{trace:#?}");
+    let next = position(server_itself, "write", "nofilter: unload filter");
+    assert!(removal < exit && exit < next, "{trace:#?}");
 }
 
 #[test]

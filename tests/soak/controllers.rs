@@ -15,7 +15,7 @@ use crate::plan::Commands;
 use crate::world::{Mark, World};
 
 /// A holder that vanishes lets go within a second.
-const A_SECOND: Duration = Duration::from_secs(1);
+pub const A_SECOND: Duration = Duration::from_secs(1);
 
 /// A connection to the control socket.
 pub struct Wire<'w> {

@@ -8,7 +8,7 @@ use crate::common::clients::{self, PYTHON, until_the_kernel_knows};
 use crate::common::process::{Finished, Process};
 use crate::common::random::Random;
 use crate::common::{GENEROUS, eventually};
-use crate::controllers::Wire;
+use crate::controllers::{A_SECOND, Wire};
 use crate::log::{connection_of, has_ended};
 use crate::plan::{Commands, DISK, End, dead_clients_are_dangerous};
 use crate::world::{Mark, SOON, World};
@@ -45,6 +45,7 @@ for number in signal.SIGTERM, signal.SIGUSR1:
     signal.signal(number, leave)
 handle = nbd.NBD()
 handle.add_meta_context("base:allocation")
+say("connecting")
 handle.connect_uri(uri)
 connection = socket.socket(fileno=os.dup(handle.aio_get_fd()))
 name = connection.getsockname()
@@ -186,8 +187,17 @@ pub fn come_and_go(world: &World, random: &mut Random) {
         let uri = world.server.uri();
         words.push(&uri);
         words.extend(numbers.iter().map(String::as_str));
+        let connects = world.connects.read();
+        if world.all_leave() {
+            return;
+        }
         let mut process = clients::start(PYTHON, &words);
-        match says(world, &mut process, "port") {
+        let is_in = says(world, &mut process, "connecting") && {
+            // In line it may wait for long, but its thread is there soon.
+            says_within(world, &mut process, "port", A_SECOND).unwrap_or(true)
+        };
+        drop(connects);
+        match is_in && says(world, &mut process, "port") {
             true => world.sleep(random.millis(0..500)),
             false => fate = Fate::Leaves,
         }
@@ -199,20 +209,26 @@ pub fn come_and_go(world: &World, random: &mut Random) {
 
 /// Waits until it says so. False if all are told to leave before.
 fn says(world: &World, process: &mut Process, what: &str) -> bool {
+    says_within(world, process, what, Duration::MAX).unwrap_or(false)
+}
+
+/// The same, but for no longer than `limit`: None.
+fn says_within(world: &World, process: &mut Process, what: &str, limit: Duration) -> Option<bool> {
     let start = Instant::now();
-    loop {
+    while start.elapsed() < limit {
         // In this order: it may say so, and end, in between.
         let is_running = process.is_running();
         if process.stdout().contains(what) {
-            return true;
+            return Some(true);
         }
         if world.all_leave() {
-            return false;
+            return Some(false);
         }
         assert!(is_running, "a client has ended: {}", process.stderr());
         world.patience(start, || format!("'{what}' of a client"));
         std::thread::sleep(Duration::from_millis(2));
     }
+    None
 }
 
 fn end(
@@ -263,7 +279,8 @@ fn end(
 /// SIGKILL. When this returns, the connection is closed at the server's end.
 fn kill(world: &World, process: Process, life: &mut Life) -> Finished {
     let said = process.stdout();
-    let port = said.split_whitespace().nth(1).expect("a port").parse().expect("a port");
+    let port = said.split_whitespace().skip_while(|word| *word != "port").nth(1);
+    let port = port.expect("a port").parse().expect("a port");
     process.signal(libc::SIGKILL);
     let finished = process.finish(GENEROUS);
     if let Some(server) = world.server.port() {
@@ -319,7 +336,8 @@ fn wait_until_its_threads_are_free(world: &World, life: &Life) {
     });
 }
 
-/// Works until it is time to leave, or until the server goes.
+/// Works until it is time to leave, or until the server goes. When this returns,
+/// it is connected.
 pub fn fio(world: &World, depth: u32) -> Process {
     let runtime = match world.plan.end {
         End::Deserted => format!("--runtime={}ms", world.plan.length.as_millis()),
@@ -329,5 +347,7 @@ pub fn fio(world: &World, depth: u32) -> Process {
     let depth = format!("--iodepth={depth}");
     let mut options = vec!["--rw=randrw", "--bs=4k", "--fsync=32", "--rate_iops=1000"];
     options.extend(["--time_based", &runtime, &place[0], &place[1], &depth]);
-    clients::fio(&world.server, &options)
+    let fio = clients::fio(&world.server, &options);
+    eventually("fio is connected", GENEROUS, || world.server.logged().contains("Preconnect"));
+    fio
 }

@@ -47,6 +47,11 @@ pub struct World {
     /// Whoever sends `r` has this until it is carried out; who needs a pause to
     /// last has it alone.
     pub resumes: RwLock<()>,
+    /// A client has this while it connects; who sends SIGTERM has it alone. With
+    /// one whose thread nbdkit is about to start, it ends with SIGSEGV now and then
+    /// (measured with nbdkit's own pause filter: 1.32 in 17 of 200 times where
+    /// clients connect all the time, 1.42 and 1.48 in 4 of 150).
+    pub connects: RwLock<()>,
     log: PathBuf,
     begin: Instant,
     next_life: AtomicU64,
@@ -66,6 +71,7 @@ impl World {
             lives: Mutex::default(),
             clock: Mutex::default(),
             resumes: RwLock::new(()),
+            connects: RwLock::new(()),
             log: server.path("log"),
             server,
             begin: Instant::now(),
@@ -98,6 +104,7 @@ impl World {
     }
 
     pub fn terminate(&self) {
+        let _nobody_connects = self.connects.write();
         self.terminated.store(true, Ordering::SeqCst);
         self.server.terminate();
         self.tell_all_to_leave();
