@@ -276,6 +276,7 @@ fn complaints(server: &Server) -> usize {
 #[test]
 fn out_of_descriptors_by_controllers_the_last_one_is_served_without_a_busy_loop() {
     let server = Setup::in_memory().most_descriptors(40).verbose().start();
+    server.control_thread();
     let at_rest = descriptors(server.pid());
     for episode in 1..=2 {
         let mut controllers: Vec<Controller> = (0..60).map(|_| server.controller()).collect();
@@ -312,6 +313,8 @@ fn out_of_descriptors_by_controllers_the_last_one_is_served_without_a_busy_loop(
 #[test]
 fn while_no_controller_can_be_accepted_there_is_no_busy_loop_and_then_full_recovery() {
     let server = Setup::in_memory().verbose().start();
+    // It may not have all its descriptors before it has that one.
+    server.control_thread();
     let (in_use, next) = (descriptors(server.pid()), next_descriptor(server.pid()));
     for episode in 1..=2 {
         let usual = limit_descriptors(server.pid(), next - 2);
