@@ -15,8 +15,10 @@ mod common;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,7 +26,7 @@ use common::control::Controller;
 use common::files::make_fifo;
 use common::nbd::{Client, Request};
 use common::process::expect_line;
-use common::server::{Server, Setup};
+use common::server::{Server, Setup, is_root};
 use common::{A_WHILE, GENEROUS, PROMPT, eventually};
 
 const WRITE: Request = Request::Write { offset: 0, byte: 0xaa };
@@ -114,9 +116,12 @@ os.close(log)
 os.execvp(sys.argv[3], sys.argv[3:])
 "##;
 
+fn setup() -> Setup {
+    Setup::in_memory().parameters(&["pause-timeout=600ms", "pause-hold=true"])
+}
+
 /// A server whose log is `kind` and takes nothing, and the end that reads it.
-fn start_with_stuck_log(kind: &str) -> (Server, Box<dyn Read>) {
-    let setup = Setup::in_memory().parameters(&["pause-timeout=600ms", "pause-hold=true"]);
+fn start_with_stuck_log(setup: Setup, kind: &str) -> (Server, Box<dyn Read>) {
     let path = setup.path("stderr");
     let path = path.to_str().unwrap();
     let python = ["env", "-u", "PYTHONHOME", "/usr/bin/python3", "-c", STUCK, kind, path];
@@ -146,7 +151,7 @@ fn read_up_to(reader: &mut dyn Read, end: &str) -> String {
 }
 
 fn a_log_that_nobody_reads_keeps_nothing_from_being_heard(kind: &str) {
-    let (server, mut reader) = start_with_stuck_log(kind);
+    let (server, mut reader) = start_with_stuck_log(setup(), kind);
     let mut client = Client::connect(&server);
     expect_end_in_time(&server, &mut client);
     client.expect_a_whole_pause(&server);
@@ -193,7 +198,7 @@ fn a_socket_for_the_log_that_nobody_reads_keeps_nothing_from_being_heard() {
 #[test]
 fn a_log_that_nobody_reads_does_not_keep_the_server_from_ending() {
     for kind in ["pipe", "socket"] {
-        let (server, _reader) = start_with_stuck_log(kind);
+        let (server, _reader) = start_with_stuck_log(setup(), kind);
         let mut client = Client::connect(&server);
         // Something is left unsaid.
         expect_end_in_time(&server, &mut client);
@@ -203,10 +208,28 @@ fn a_log_that_nobody_reads_does_not_keep_the_server_from_ending() {
     }
 }
 
+/// What it can't do is not said then.
+#[test]
+fn nor_where_the_socket_cannot_be_removed() {
+    if !is_root() {
+        println!("SKIPPED: only root can use nbdkit -u");
+        return;
+    }
+    let setup = setup().changing_user().control(Some("run/control"));
+    fs::create_dir(setup.path("run")).unwrap();
+    let (server, _reader) = start_with_stuck_log(setup, "pipe");
+    server.control_thread();
+    let control = server.control_path();
+    server.terminate();
+    let ended = server.ended(GENEROUS);
+    assert_eq!(ended.process.status.code(), Some(0), "{:#?}", ended.process);
+    assert!(control.exists(), "it could be removed");
+}
+
 /// nbdkit has an error of its own to say for each, and waits for the log.
 #[test]
 fn held_requests_end_at_a_shutdown_as_soon_as_the_log_is_read() {
-    let (server, mut reader) = start_with_stuck_log("pipe");
+    let (server, mut reader) = start_with_stuck_log(setup(), "pipe");
     let mut client = Client::connect(&server);
     server.controller().pause();
     let held = client.send(WRITE);
@@ -234,5 +257,30 @@ fn debug_messages_that_nobody_reads_keep_no_command_from_being_heard() {
     }
     // nbdkit itself has something to say at its end.
     drop(reader);
+    server.stop();
+}
+
+/// For each of thousands of records it could be waited a little.
+#[test]
+fn a_log_that_is_read_slowly_keeps_no_resume_from_being_heard() {
+    let setup = Setup::in_memory().verbose();
+    let mut reader = pipe(&setup);
+    let page = 4096;
+    // SAFETY: fcntl(2) takes a descriptor that is open, and two integers.
+    assert_eq!(unsafe { libc::fcntl(reader.as_raw_fd(), libc::F_SETPIPE_SZ, page) }, page);
+    // It ends when the other end of this is dropped.
+    let (_over, is_over) = mpsc::channel::<()>();
+    thread::spawn(move || {
+        let slow = Duration::from_millis(80);
+        while is_over.recv_timeout(slow) == Err(RecvTimeoutError::Timeout) {
+            let _ = reader.read(&mut vec![0; page as usize]);
+        }
+    });
+    let server = with(setup, "2>stderr").start();
+    server.control_thread();
+    let mut busy = server.controller();
+    busy.send(&b"pr".repeat(1024));
+    server.controller().resume();
+    busy.expect(&"PR".repeat(1024));
     server.stop();
 }
