@@ -15,6 +15,7 @@
 //! | [`lifecycle`] | what happens when the server starts, connects a client, and ends |
 //! | [`connection`] | a client's connection: how its requests are admitted, whether it needs a flush |
 //! | [`connections`] | all of them, and how a pause flushes them |
+//! | [`exit`] | what is done where nbdkit gives up |
 //! | [`turnstile`] | how the threads of a dead connection leave |
 //! | [`seat`] | the calling thread's place in the gate |
 //! | [`gate`] | who may pass and who waits; knows nothing of the other rooms |
@@ -30,6 +31,7 @@ mod config;
 mod connection;
 mod connections;
 mod control;
+mod exit;
 mod filter;
 mod gate;
 mod lifecycle;

@@ -12,10 +12,11 @@ use crate::config::Config;
 use crate::connection::Connection;
 use crate::connections::Connections;
 use crate::control::{Control, Rules, Storage};
+use crate::exit;
 use crate::gate::{Barrier, Gate};
 use crate::logger;
 use crate::nbdkit::{self, Next};
-use crate::os::{self, Bell};
+use crate::os::Bell;
 use crate::socket::ControlSocket;
 
 /// The filter's one instance in this process: from `load` to `unload`.
@@ -96,7 +97,7 @@ pub fn get_ready(thread_model: c_int) -> Result<(), Failed> {
         let socket = ControlSocket::bind(path, instance.config.mode()).map_err(failed)?;
         instance.socket = Some(socket);
         // What still can go wrong ends nbdkit without a call of `unload`.
-        os::at_failed_exit(remove_socket);
+        exit::at_failure(remove_socket);
         Ok(())
     })
 }

@@ -9,9 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process;
 use std::ptr;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 /// What to poll a descriptor for, and what was found.
@@ -234,32 +232,4 @@ pub fn without_signals<R>(spawn: impl FnOnce() -> R) -> R {
     // SAFETY: as above.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut()) };
     result
-}
-
-/// Calls `act` if this very process, no fork of it, exits by exit(3) with an
-/// error (on_exit(3)). Where the C library doesn't have that, nothing is called.
-pub fn at_failed_exit(act: extern "C" fn()) {
-    #[cfg(target_env = "gnu")]
-    {
-        unsafe extern "C" {
-            fn on_exit(
-                function: extern "C" fn(libc::c_int, *mut libc::c_void),
-                argument: *mut libc::c_void,
-            ) -> libc::c_int;
-        }
-        static ACT: OnceLock<(u32, extern "C" fn())> = OnceLock::new();
-
-        extern "C" fn exit(status: libc::c_int, _: *mut libc::c_void) {
-            if let Some((process, act)) = ACT.get() {
-                if status != 0 && process::id() == *process {
-                    act();
-                }
-            }
-        }
-        if ACT.set((process::id(), act)).is_ok() {
-            // SAFETY: on_exit(3) takes a function that lives as long as the
-            // process, since the library is never unmapped (build.rs).
-            unsafe { on_exit(exit, ptr::null_mut()) };
-        }
-    }
 }
