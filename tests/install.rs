@@ -250,8 +250,7 @@ fn in_folders_of_ones_own_it_is_used_by_path() {
     let quoted = installed.display().to_string().replace(' ', "\\ ");
     assert!(said.stdout.contains(&format!("--filter={quoted} ")), "{said:#?}");
 
-    let server =
-        Setup::new(&["memory", "1M"]).filter(installed).parameters(&["pause-hold=true"]).start();
+    let server = Setup::in_memory().filter(installed).parameters(&["pause-hold=true"]).start();
     let mut command = Command::new(prefix.join("bin/nbdkit-pause"));
     command.arg("run").arg(server.control_path()).args(["--", "echo", "the snapshot"]);
     assert_eq!(run(command).succeeded().stdout, "the snapshot\n");
@@ -440,7 +439,7 @@ fn a_server_that_runs_is_not_disturbed_by_an_install_over_its_filter() {
         [("FILTERDIR", filters.as_path()), ("PREFIX", dir.path()), ("DESTDIR", Path::new(""))];
     run(install(&settings)).succeeded();
     let installed = filters.join("nbdkit-libpause-filter.so");
-    let server = Setup::new(&["memory", "1M"]).filter(installed.clone()).start();
+    let server = Setup::in_memory().filter(installed.clone()).start();
     let mut client = Client::connect(&server);
     let mut controller = server.controller();
     controller.pause();
@@ -467,7 +466,7 @@ fn a_server_that_runs_is_not_disturbed_by_an_install_over_its_filter() {
     drop(client);
     server.stop();
 
-    let server = Setup::new(&["memory", "1M"]).filter(installed).start();
+    let server = Setup::in_memory().filter(installed).start();
     server.controller().pause();
     server.stop();
 }

@@ -24,10 +24,6 @@ use common::process::run;
 use common::server::{Server, Setup};
 use common::{A_WHILE, PROMPT, filter, nbdkit};
 
-fn setup() -> Setup {
-    Setup::new(&["memory", "1M"])
-}
-
 /// nbdkit refuses to start since something is at `control`, says so, and
 /// leaves it alone.
 fn is_refused_and_untouched(setup: &Setup) {
@@ -42,7 +38,7 @@ fn is_refused_and_untouched(setup: &Setup) {
 
 #[test]
 fn a_regular_file_is_refused_and_untouched() {
-    let setup = setup();
+    let setup = Setup::in_memory();
     fs::write(setup.path("control"), "a disk image").unwrap();
     is_refused_and_untouched(&setup);
 }
@@ -58,21 +54,21 @@ fn the_disk_itself_is_refused_and_untouched() {
 
 #[test]
 fn an_empty_file_is_refused_and_untouched() {
-    let setup = setup();
+    let setup = Setup::in_memory();
     fs::write(setup.path("control"), "").unwrap();
     is_refused_and_untouched(&setup);
 }
 
 #[test]
 fn a_directory_is_refused_and_untouched() {
-    let setup = setup();
+    let setup = Setup::in_memory();
     fs::create_dir(setup.path("control")).unwrap();
     is_refused_and_untouched(&setup);
 }
 
 #[test]
 fn a_symlink_to_a_file_is_refused_and_untouched() {
-    let setup = setup();
+    let setup = Setup::in_memory();
     fs::write(setup.path("elsewhere"), "precious").unwrap();
     symlink("elsewhere", setup.path("control")).unwrap();
     is_refused_and_untouched(&setup);
@@ -81,7 +77,7 @@ fn a_symlink_to_a_file_is_refused_and_untouched() {
 
 #[test]
 fn a_dangling_symlink_is_refused_and_untouched() {
-    let setup = setup();
+    let setup = Setup::in_memory();
     symlink("nowhere", setup.path("control")).unwrap();
     is_refused_and_untouched(&setup);
     assert!(!setup.path("nowhere").exists());
@@ -89,7 +85,7 @@ fn a_dangling_symlink_is_refused_and_untouched() {
 
 #[test]
 fn a_symlink_to_a_dead_socket_is_refused_and_untouched() {
-    let setup = setup();
+    let setup = Setup::in_memory();
     drop(UnixListener::bind(setup.path("dead")).unwrap());
     symlink("dead", setup.path("control")).unwrap();
     is_refused_and_untouched(&setup);
@@ -98,14 +94,14 @@ fn a_symlink_to_a_dead_socket_is_refused_and_untouched() {
 
 #[test]
 fn a_fifo_is_refused_and_untouched() {
-    let setup = setup();
+    let setup = Setup::in_memory();
     make_fifo(&setup.path("control"));
     is_refused_and_untouched(&setup);
 }
 
 #[test]
 fn a_live_socket_is_refused_and_untouched() {
-    let setup = setup();
+    let setup = Setup::in_memory();
     let listener = UnixListener::bind(setup.path("control")).unwrap();
     is_refused_and_untouched(&setup);
     // Its owner has not even been disturbed, and is still there.
@@ -118,7 +114,7 @@ fn a_live_socket_is_refused_and_untouched() {
 /// As the socket of a server that is just starting.
 #[test]
 fn a_socket_whose_owner_does_not_listen_yet_is_refused_and_untouched() {
-    let setup = setup();
+    let setup = Setup::in_memory();
     let owner = bound_socket(&setup.path("control"));
     is_refused_and_untouched(&setup);
     drop(owner);
@@ -127,8 +123,8 @@ fn a_socket_whose_owner_does_not_listen_yet_is_refused_and_untouched() {
 
 #[test]
 fn the_control_socket_of_another_server_is_refused_and_goes_on_working() {
-    let first = setup().start();
-    let second = setup().control(Some(first.control_path().to_str().unwrap()));
+    let first = Setup::in_memory().start();
+    let second = Setup::in_memory().control(Some(first.control_path().to_str().unwrap()));
     let refusal = second.refusal();
     let path = first.control_path();
     assert!(refusal.stderr.contains(path.to_str().unwrap()), "{refusal:#?}");
@@ -139,7 +135,7 @@ fn the_control_socket_of_another_server_is_refused_and_goes_on_working() {
 
 #[test]
 fn a_dead_socket_is_replaced() {
-    let setup = setup();
+    let setup = Setup::in_memory();
     drop(UnixListener::bind(setup.path("control")).unwrap());
     assert!(setup.path("control").exists());
     let server = setup.start();
@@ -149,9 +145,9 @@ fn a_dead_socket_is_replaced() {
 
 #[test]
 fn the_socket_of_a_server_that_was_killed_is_replaced() {
-    let folder = setup();
+    let folder = Setup::in_memory();
     let control = folder.path("control");
-    let start = || setup().control(control.to_str()).start();
+    let start = || Setup::in_memory().control(control.to_str()).start();
     let first = start();
     first.controller().pause();
     // Dropping it kills it.
@@ -164,11 +160,12 @@ fn the_socket_of_a_server_that_was_killed_is_replaced() {
 
 #[test]
 fn of_servers_that_start_at_once_on_a_dead_socket_one_gets_it() {
-    let folder = setup();
+    let folder = Setup::in_memory();
     let control = folder.path("control");
     for _ in 0..5 {
         drop(UnixListener::bind(&control).unwrap());
-        let starting: Vec<_> = (0..6).map(|_| setup().control(control.to_str()).launch()).collect();
+        let starting: Vec<_> =
+            (0..6).map(|_| Setup::in_memory().control(control.to_str()).launch()).collect();
         let mut running: Vec<Server> =
             starting.into_iter().filter_map(|starting| starting.ready().ok()).collect();
         assert_eq!(running.len(), 1);
@@ -187,7 +184,7 @@ fn of_servers_that_start_at_once_on_a_dead_socket_one_gets_it() {
 
 #[test]
 fn a_socket_put_in_our_place_survives_our_exit() {
-    let server = setup().start();
+    let server = Setup::in_memory().start();
     let control = server.control_path();
     let theirs = UnixListener::bind(server.path("theirs")).unwrap();
     // In one step, or the server might put its own back in between.
@@ -202,7 +199,7 @@ fn a_socket_put_in_our_place_survives_our_exit() {
 
 #[test]
 fn a_file_put_in_our_place_survives_our_exit() {
-    let server = setup().start();
+    let server = Setup::in_memory().start();
     let control = server.control_path();
     fs::write(server.path("theirs"), "precious").unwrap();
     fs::rename(server.path("theirs"), &control).unwrap();
@@ -214,7 +211,7 @@ fn a_file_put_in_our_place_survives_our_exit() {
 
 #[test]
 fn a_socket_that_somebody_has_removed_is_no_trouble_at_exit() {
-    let server = setup().start();
+    let server = Setup::in_memory().start();
     fs::remove_file(server.control_path()).unwrap();
     // It may be put back before the end, which is told, but is no trouble.
     let ended = server.stop();
@@ -223,7 +220,7 @@ fn a_socket_that_somebody_has_removed_is_no_trouble_at_exit() {
 
 #[test]
 fn no_socket_is_left_when_nbdkit_cannot_have_its_own_socket() {
-    let setup = setup();
+    let setup = Setup::in_memory();
     let listener = UnixListener::bind(setup.path("nbd")).unwrap();
     let refusal = setup.refusal();
     assert!(!setup.path("control").exists(), "{refusal:#?}");
@@ -259,7 +256,7 @@ fn no_socket_is_left_when_the_plugin_fails_after_the_fork() {
 #[test]
 fn the_socket_is_private_unless_told_otherwise_whatever_the_umask() {
     for umask in [0, 0o022, 0o077, 0o377] {
-        let server = setup().umask(umask).start();
+        let server = Setup::in_memory().umask(umask).start();
         assert_eq!(socket_mode(&server.control_path()), Some(0o600), "umask {umask:o}");
         server.stop();
     }
@@ -271,7 +268,10 @@ fn pause_mode_is_the_mode_of_the_socket_whatever_the_umask() {
         for (given, expected) in
             [("0660", 0o660), ("666", 0o666), ("0777", 0o777), ("0", 0), ("07", 0o7)]
         {
-            let server = setup().umask(umask).parameters(&[&format!("pause-mode={given}")]).start();
+            let server = Setup::in_memory()
+                .umask(umask)
+                .parameters(&[&format!("pause-mode={given}")])
+                .start();
             assert_eq!(socket_mode(&server.control_path()), Some(expected), "umask {umask:o}");
             server.stop();
         }
@@ -286,14 +286,14 @@ fn the_umask_of_the_server_is_what_it_would_be_without_us() {
         let line = status.lines().find(|line| line.starts_with("Umask:"));
         line.expect("a umask").to_owned()
     };
-    assert_eq!(umask(setup()), umask(setup().no_filter()));
+    assert_eq!(umask(Setup::in_memory()), umask(Setup::in_memory().no_filter()));
 }
 
 #[test]
 fn a_pause_mode_that_is_not_up_to_four_octal_digits_is_refused() {
     for mode in ["", "8", "0800", "1000", "7777", "00600", "0o600", "-1", "+600", "rw", "600 "] {
         let parameter = format!("pause-mode={mode}");
-        let refusal = setup().parameters(&[&parameter]).refusal();
+        let refusal = Setup::in_memory().parameters(&[&parameter]).refusal();
         assert!(refusal.stderr.contains(&parameter), "{refusal:#?}");
         assert!(refusal.stderr.contains("octal"), "{refusal:#?}");
     }
@@ -301,14 +301,14 @@ fn a_pause_mode_that_is_not_up_to_four_octal_digits_is_refused() {
 
 #[test]
 fn a_missing_pause_control_is_refused() {
-    let refusal = setup().control(None).refusal();
+    let refusal = Setup::in_memory().control(None).refusal();
     assert!(refusal.stderr.contains("pause-control"), "{refusal:#?}");
     assert!(refusal.stderr.contains("missing"), "{refusal:#?}");
 }
 
 #[test]
 fn an_empty_pause_control_is_refused() {
-    let refusal = setup().control(Some("")).refusal();
+    let refusal = Setup::in_memory().control(Some("")).refusal();
     assert!(refusal.stderr.contains("pause-control"), "{refusal:#?}");
     assert!(refusal.stderr.contains("empty"), "{refusal:#?}");
 }
@@ -326,7 +326,7 @@ fn path_of_length(setup: &Setup, length: usize) -> String {
 
 #[test]
 fn a_path_of_107_bytes_is_served() {
-    let setup = setup();
+    let setup = Setup::in_memory();
     let path = path_of_length(&setup, 107);
     let server = setup.control(Some(&path)).start();
     server.controller().pause();
@@ -335,7 +335,7 @@ fn a_path_of_107_bytes_is_served() {
 
 #[test]
 fn a_path_over_107_bytes_is_refused() {
-    let mut setup = setup();
+    let mut setup = Setup::in_memory();
     let long = path_of_length(&setup, 108);
     // Given as a relative path, it is the absolute one that counts.
     let name = long.rsplit('/').next().unwrap().to_owned();
@@ -350,7 +350,7 @@ fn a_path_over_107_bytes_is_refused() {
 
 #[test]
 fn a_missing_parent_is_refused() {
-    let setup = setup().control(Some("no/such/control"));
+    let setup = Setup::in_memory().control(Some("no/such/control"));
     let refusal = setup.refusal();
     let parent = setup.path("no/such");
     assert!(refusal.stderr.contains("pause-control="), "{refusal:#?}");
@@ -360,7 +360,7 @@ fn a_missing_parent_is_refused() {
 
 #[test]
 fn a_parent_that_is_a_file_is_refused() {
-    let setup = setup().control(Some("file/control"));
+    let setup = Setup::in_memory().control(Some("file/control"));
     fs::write(setup.path("file"), "precious").unwrap();
     let refusal = setup.refusal();
     let path = setup.path("file/control");
@@ -371,7 +371,7 @@ fn a_parent_that_is_a_file_is_refused() {
 
 #[test]
 fn an_unreadable_parent_is_refused() {
-    let setup = setup().control(Some("parent/control")).under_a_mere_user();
+    let setup = Setup::in_memory().control(Some("parent/control")).under_a_mere_user();
     let parent = setup.path("parent");
     fs::create_dir(&parent).unwrap();
     set_mode(&parent, 0o000);
@@ -385,7 +385,7 @@ fn an_unreadable_parent_is_refused() {
 
 #[test]
 fn a_parent_that_is_not_writable_is_refused() {
-    let setup = setup().control(Some("parent/control")).under_a_mere_user();
+    let setup = Setup::in_memory().control(Some("parent/control")).under_a_mere_user();
     let parent = setup.path("parent");
     fs::create_dir(&parent).unwrap();
     set_mode(&parent, 0o555);
@@ -398,14 +398,14 @@ fn a_parent_that_is_not_writable_is_refused() {
 
 #[test]
 fn a_mere_user_can_run_it() {
-    let server = setup().under_a_mere_user().start();
+    let server = Setup::in_memory().under_a_mere_user().start();
     server.controller().pause();
     server.stop();
 }
 
 #[test]
 fn the_last_pause_control_wins() {
-    let setup = setup().parameters(&["pause-control=first"]);
+    let setup = Setup::in_memory().parameters(&["pause-control=first"]);
     let first = setup.path("first");
     let server = setup.start();
     server.controller().pause();
@@ -432,7 +432,7 @@ fn an_unknown_pause_key_is_for_the_layers_below() {
     server.stop();
 
     // And one that does not.
-    let refusal = setup().parameters(&["pause-foo=1"]).refusal();
+    let refusal = Setup::in_memory().parameters(&["pause-foo=1"]).refusal();
     assert!(refusal.stderr.contains("pause-foo"), "{refusal:#?}");
     assert!(!refusal.stderr.contains("pause-control"), "{refusal:#?}");
 }
@@ -440,7 +440,7 @@ fn an_unknown_pause_key_is_for_the_layers_below() {
 #[test]
 fn the_filter_given_twice_is_refused() {
     let ours = filter::ours().to_str().unwrap();
-    let setup = setup().below(ours, &[]);
+    let setup = Setup::in_memory().below(ours, &[]);
     let refusal = setup.refusal();
     assert!(refusal.stderr.contains("more than once"), "{refusal:#?}");
     assert!(!setup.path("control").exists());
@@ -466,7 +466,7 @@ fn help_shows_all_parameters() {
 
 #[test]
 fn dumping_the_plugin_makes_no_socket() {
-    let setup = setup();
+    let setup = Setup::in_memory();
     let mut nbdkit = nbdkit::command();
     nbdkit
         .current_dir(setup.path(""))

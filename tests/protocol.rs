@@ -25,7 +25,7 @@ use common::{A_WHILE, GENEROUS, PROMPT, clients, eventually, filter, nbdkit};
 const READ: Request = Request::Read { offset: 0 };
 
 fn start() -> Server {
-    Setup::new(&["memory", "1M"]).start()
+    Setup::in_memory().start()
 }
 
 /// What is replied to each of `commands`, each on a connection of its own.
@@ -47,7 +47,7 @@ fn replies_to_each(server: &Server, commands: &[Vec<u8>]) -> Vec<Vec<u8>> {
 fn each_of_the_256_bytes_gets_the_reply_of_the_stock_filter() {
     let bytes: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
     let ours = replies_to_each(&start(), &bytes);
-    let stock = replies_to_each(&Setup::new(&["memory", "1M"]).stock().start(), &bytes);
+    let stock = replies_to_each(&Setup::in_memory().stock().start(), &bytes);
     assert_eq!(ours, stock);
     // So that nobody is compared with something that does not answer.
     assert_eq!(stock[b'p' as usize], b"P");
@@ -72,7 +72,7 @@ fn random_pipelined_commands_get_the_replies_of_the_stock_filter() {
         })
         .collect();
     let ours = replies_to_each(&start(), &sequences);
-    let stock = replies_to_each(&Setup::new(&["memory", "1M"]).stock().start(), &sequences);
+    let stock = replies_to_each(&Setup::in_memory().stock().start(), &sequences);
     for ((commands, ours), stock) in sequences.iter().zip(&ours).zip(&stock) {
         assert_eq!(ours, stock, "{commands:?}");
     }
@@ -100,7 +100,7 @@ fn r_while_running_answers_r() {
 
 #[test]
 fn pr_is_a_barrier_that_drains_and_lets_requests_go_on() {
-    let server = Setup::new(&["memory", "1M"]).logged().below("delay", &["rdelay=500ms"]).start();
+    let server = Setup::in_memory().logged().below("delay", &["rdelay=500ms"]).start();
     let mut client = Client::connect(&server);
     let read = client.send(READ);
     eventually("the read is below us", GENEROUS, || server.logged().contains("Read id=1"));

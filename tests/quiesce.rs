@@ -165,7 +165,7 @@ fn copies_of_the_disk_at_the_start_and_the_end_of_a_pause_are_identical() {
 
 #[test]
 fn a_stuck_drain_is_ended_by_r_of_a_second_controller() {
-    let server = Setup::new(&["memory", "1M"]).logged().below("delay", &["rdelay=30"]).start();
+    let server = Setup::in_memory().logged().below("delay", &["rdelay=30"]).start();
     let mut client = Client::connect(&server);
     let stuck = client.send(Request::Read { offset: 0 });
     eventually("the read is below us", GENEROUS, || server.logged().contains(" Read id=1"));
@@ -194,7 +194,7 @@ fn a_stuck_drain_is_ended_by_r_of_a_second_controller() {
 
 #[test]
 fn r_ends_a_stuck_drain_for_the_requests_that_were_held_by_it() {
-    let server = Setup::new(&["memory", "1M"]).logged().below("delay", &["rdelay=30"]).start();
+    let server = Setup::in_memory().logged().below("delay", &["rdelay=30"]).start();
     let mut client = Client::connect(&server);
     client.send(Request::Read { offset: 0 });
     eventually("the read is below us", GENEROUS, || server.logged().contains(" Read id=1"));

@@ -21,7 +21,7 @@ use common::{A_WHILE, GENEROUS, clients, eventually};
 
 /// The memory plugin offers all seven kinds itself: nbdkit emulates none.
 fn start() -> Server {
-    Setup::new(&["memory", "1M"]).logged().start()
+    Setup::in_memory().logged().start()
 }
 
 /// How nbdkit-log-filter calls it.
@@ -108,9 +108,8 @@ fn all_kinds_held_together_complete_after_resume() {
 
 #[test]
 fn a_request_that_fails_below_us_fails_as_it_would_without_us() {
-    let server = Setup::new(&["memory", "1M"])
-        .below("error", &["error=ENOSPC", "error-pwrite-rate=100%"])
-        .start();
+    let server =
+        Setup::in_memory().below("error", &["error=ENOSPC", "error-pwrite-rate=100%"]).start();
     let mut client = Client::connect(&server);
     let write = client.send(Request::Write { offset: 0, byte: 1 });
     assert_eq!(client.reply(write), Err(libc::ENOSPC));
@@ -144,10 +143,8 @@ fn a_client_connects_and_negotiates_during_a_pause() {
 
 #[test]
 fn a_pause_is_answered_once_the_requests_in_flight_are_done_and_not_before() {
-    let server = Setup::new(&["memory", "1M"])
-        .logged()
-        .below("delay", &["rdelay=400ms", "wdelay=700ms"])
-        .start();
+    let server =
+        Setup::in_memory().logged().below("delay", &["rdelay=400ms", "wdelay=700ms"]).start();
     let mut one = Client::connect(&server);
     let mut two = Client::connect(&server);
     let read = one.send(Request::Read { offset: 0 });
@@ -172,7 +169,7 @@ fn a_pause_is_answered_once_the_requests_in_flight_are_done_and_not_before() {
 
 #[test]
 fn a_request_that_comes_during_a_drain_is_held() {
-    let server = Setup::new(&["memory", "1M"]).logged().below("delay", &["rdelay=1000ms"]).start();
+    let server = Setup::in_memory().logged().below("delay", &["rdelay=1000ms"]).start();
     let mut client = Client::connect(&server);
     let read = client.send(Request::Read { offset: 0 });
     eventually("the read is below us", GENEROUS, || server.logged().contains(" Read id=1"));

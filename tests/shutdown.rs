@@ -97,7 +97,7 @@ fn sigterm_answers_held_requests_and_the_server_goes_serialize_connections() {
 
 #[test]
 fn sigterm_ends_a_stuck_drain() {
-    let server = Setup::new(&["memory", "1M"]).logged().below("delay", &["rdelay=30"]).start();
+    let server = Setup::in_memory().logged().below("delay", &["rdelay=30"]).start();
     let mut client = Client::connect(&server);
     let stuck = client.send(Request::Read { offset: 0 });
     eventually("the read is below us", GENEROUS, || server.logged().contains(" Read id=1"));
@@ -118,7 +118,7 @@ fn sigterm_ends_a_stuck_drain() {
 
 #[test]
 fn sigterm_during_a_pause_without_clients_ends_the_server() {
-    let server = Setup::new(&["memory", "1M"]).start();
+    let server = Setup::in_memory().start();
     let mut controller = server.controller();
     controller.pause();
     server.stop();

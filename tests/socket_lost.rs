@@ -38,13 +38,9 @@ const A_LOOK: Duration = Duration::from_millis(2500);
 const LOST: &str = "not at its path any more";
 const BACK: &str = "has been put back";
 
-fn setup() -> Setup {
-    Setup::new(&["memory", "1M"])
-}
-
 /// With the control socket in a directory of its own, `run`.
 fn setup_in_run() -> Setup {
-    let setup = setup().control(Some("run/control"));
+    let setup = Setup::in_memory().control(Some("run/control"));
     fs::create_dir(setup.path("run")).unwrap();
     setup
 }
@@ -84,7 +80,7 @@ fn expect_no_busy_loop(server: &Server) {
 
 #[test]
 fn a_removed_socket_is_put_back_and_that_is_told_once() {
-    let server = setup().start();
+    let server = Setup::in_memory().start();
     server.control_thread();
     let at_first = descriptors(server.pid());
     for loss in 1..=2 {
@@ -107,7 +103,7 @@ fn a_removed_socket_is_put_back_and_that_is_told_once() {
 
 #[test]
 fn a_paused_server_whose_socket_was_removed_is_resumed_over_a_new_connection() {
-    let server = setup().start();
+    let server = Setup::in_memory().start();
     let mut client = Client::connect(&server);
     // Nobody who could resume stays connected.
     assert_eq!(nc(&["-N"], &server.control_path(), b"p").stdout, "P");
@@ -124,7 +120,7 @@ fn a_paused_server_whose_socket_was_removed_is_resumed_over_a_new_connection() {
 
 #[test]
 fn a_controller_that_was_connected_goes_on_with_its_hold_in_force() {
-    let server = setup().parameters(&["pause-hold=true"]).start();
+    let server = Setup::in_memory().parameters(&["pause-hold=true"]).start();
     let mut client = Client::connect(&server);
     let mut holder = server.controller();
     holder.send(b"+");
@@ -229,7 +225,7 @@ fn who_had_connected_before_the_socket_was_put_back_is_served() {
 /// Something else takes the path at once; `occupant` makes it. It is said what
 /// it is, by `name`, and left alone, and the socket is put back after it.
 fn is_told_and_untouched(name: &str, occupant: impl FnOnce(&Path)) {
-    let server = setup().start();
+    let server = Setup::in_memory().start();
     let (control, other) = (server.control_path(), server.path("other"));
     let mut before = server.controller();
     occupant(&other);
@@ -267,7 +263,7 @@ fn whatever_takes_its_place_is_told_once_and_untouched() {
 
 #[test]
 fn the_live_socket_of_another_process_in_its_place_is_told_once_and_not_even_disturbed() {
-    let server = setup().start();
+    let server = Setup::in_memory().start();
     let (control, other) = (server.control_path(), server.path("other"));
     let listener = UnixListener::bind(&other).unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -291,9 +287,9 @@ fn the_live_socket_of_another_process_in_its_place_is_told_once_and_not_even_dis
 
 #[test]
 fn a_server_that_took_the_path_keeps_it_until_it_ends() {
-    let first = setup().start();
+    let first = Setup::in_memory().start();
     let path = first.control_path();
-    let second = setup().control(path.to_str());
+    let second = Setup::in_memory().control(path.to_str());
     // So that it is not put back before the other one starts.
     let second = while_stopped(&first, || {
         fs::remove_file(&path).unwrap();
@@ -371,7 +367,7 @@ fn a_socket_that_was_put_back_has_exactly_pause_mode_whatever_the_umask_and_neve
 
 fn has_exactly(mode: u32, umask: u32) {
     let parameter = format!("pause-mode={mode:o}");
-    let server = setup().umask(umask).parameters(&[&parameter]).start();
+    let server = Setup::in_memory().umask(umask).parameters(&[&parameter]).start();
     let control = server.control_path();
     let first = look(&control);
     fs::remove_file(&control).unwrap();
@@ -390,7 +386,7 @@ fn has_exactly(mode: u32, umask: u32) {
 #[test]
 fn a_socket_is_private_before_it_has_a_name_and_the_umask_is_nobody_elses() {
     let calls = "trace=fchmod,bind,chmod,fchmodat,listen,umask,unshare";
-    let server = setup()
+    let server = Setup::in_memory()
         .umask(0o027)
         .parameters(&["pause-mode=0664"])
         .under(&["strace", "-f", "-e", calls, "-o", "trace"])
@@ -500,7 +496,7 @@ fn it_is_put_back_with_the_owner_and_the_permissions_that_it_had() {
         println!("SKIPPED: only root can give a file away");
         return;
     }
-    let server = setup().parameters(&["pause-mode=0660"]).start();
+    let server = Setup::in_memory().parameters(&["pause-mode=0660"]).start();
     let control = server.control_path();
     chown(&control, Some(NOBODY), Some(OTHERS)).unwrap();
     set_mode(&control, 0o640);
@@ -537,7 +533,7 @@ fn where_it_cannot_have_its_group_again_no_other_group_may_connect() {
 
 #[test]
 fn out_of_descriptors_it_is_put_back_later_and_there_is_no_busy_loop() {
-    let server = setup().start();
+    let server = Setup::in_memory().start();
     let mut before = server.controller();
     before.pause();
     let usual = limit_descriptors(server.pid(), next_descriptor(server.pid()));
@@ -557,7 +553,7 @@ fn out_of_descriptors_it_is_put_back_later_and_there_is_no_busy_loop() {
 /// To remove what is there would cut off the server whose socket it is.
 #[test]
 fn where_it_cannot_be_told_whether_a_socket_is_dead_nobody_is_told_to_remove_it() {
-    let server = setup().start();
+    let server = Setup::in_memory().start();
     server.control_thread();
     // One for the directory, none to look whether anybody has the socket open.
     let usual = limit_descriptors(server.pid(), next_descriptor(server.pid()) + 1);
@@ -610,7 +606,7 @@ fn whatever_step_runs_out_of_descriptors_nothing_is_left_in_the_way() {
     thread::scope(|scope| {
         for spare in 0..3 {
             scope.spawn(move || {
-                let server = setup().start();
+                let server = Setup::in_memory().start();
                 server.control_thread();
                 let next = next_descriptor(server.pid());
                 let usual = limit_descriptors(server.pid(), next + spare);
@@ -627,7 +623,7 @@ fn whatever_step_runs_out_of_descriptors_nothing_is_left_in_the_way() {
 
 #[test]
 fn a_file_in_place_of_a_socket_that_was_put_back_survives_our_exit() {
-    let server = setup().start();
+    let server = Setup::in_memory().start();
     let control = server.control_path();
     fs::remove_file(&control).unwrap();
     is_back(&server);

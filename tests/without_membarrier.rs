@@ -50,7 +50,7 @@ fn without_membarrier_the_plugin_is_not_touched_in_a_pause_either() {
 
 #[test]
 fn with_membarrier_it_is_used() {
-    let server = Setup::new(&["memory", "1M"]).verbose().start();
+    let server = Setup::in_memory().verbose().start();
     eventually("the filter says what it does", GENEROUS, || {
         server.messages().contains("pauses rely on membarrier(2)")
     });

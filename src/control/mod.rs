@@ -160,7 +160,8 @@ impl Loop {
         left.into_iter().chain(again).min()
     }
 
-    /// Does all that can be done now. `fds` is in the order `run` made it.
+    /// Does all that can be done now. `fds` is in the order `run` made it. What it
+    /// does for each controller, `tests::script` does too, without a socket.
     fn turn(&mut self, fds: &[PollFd]) {
         let mut fds = fds.iter();
         if fds.next().is_some_and(|bell| bell.revents != 0) {

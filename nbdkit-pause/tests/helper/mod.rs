@@ -38,7 +38,7 @@ pub const WITHOUT_HOLDS: [Kind; 2] = [Kind::Stock, Kind::Plain];
 impl Kind {
     /// Over a plugin that keeps its disk in memory.
     pub fn setup(self) -> Setup {
-        self.of(Setup::new(&["memory", "1M"]))
+        self.of(Setup::in_memory())
     }
 
     /// This setup, with this filter.
