@@ -100,7 +100,7 @@ fn r_while_running_answers_r() {
 
 #[test]
 fn pr_is_a_barrier_that_drains_and_lets_requests_go_on() {
-    let server = Setup::in_memory().logged().below("delay", &["rdelay=500ms"]).start();
+    let server = Setup::in_memory().logged().below("delay", &["rdelay=3"]).start();
     let mut client = Client::connect(&server);
     let read = client.send(READ);
     eventually("the read is below us", GENEROUS, || server.logged().contains("Read id=1"));

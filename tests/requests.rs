@@ -169,7 +169,7 @@ fn a_pause_is_answered_once_the_requests_in_flight_are_done_and_not_before() {
 
 #[test]
 fn a_request_that_comes_during_a_drain_is_held() {
-    let server = Setup::in_memory().logged().below("delay", &["rdelay=1000ms"]).start();
+    let server = Setup::in_memory().logged().below("delay", &["rdelay=3"]).start();
     let mut client = Client::connect(&server);
     let read = client.send(Request::Read { offset: 0 });
     eventually("the read is below us", GENEROUS, || server.logged().contains(" Read id=1"));

@@ -14,7 +14,7 @@ mod common;
 
 use std::thread;
 
-use common::clients::fio;
+use common::clients::{fio, until_three_jobs_are_at_work};
 use common::random::Random;
 use common::server::Setup;
 use common::{GENEROUS, eventually};
@@ -33,6 +33,7 @@ fn without_membarrier_the_plugin_is_not_touched_in_a_pause_either() {
     let load =
         ["--rw=randrw", "--numjobs=3", "--iodepth=16", "--fsync=32", "--bs=4k", "--size=16M"];
     let mut load = fio(&server, &[&load[..], &["--time_based", "--runtime=300"]].concat());
+    until_three_jobs_are_at_work(&server, &mut load);
     let mut controller = server.controller();
     let mut before = 0;
     for pause in 1..=20 {

@@ -130,7 +130,7 @@ fn a_pause_of_the_operator_outlasts_a_run() {
 
 #[test]
 fn a_drain_that_somebody_ends_soon_is_not_taken_for_a_server_without_holds() {
-    let server = Kind::Holds.slow_reads(2);
+    let server = Kind::Holds.slow_reads(6);
     let client = with_read_in_flight(&server);
     let run = run_on(&[&server], &[], "touch ran");
     let held = wait_until_paused(&server);

@@ -30,7 +30,7 @@ use helper::{Kind, PROGRAM, expect_flow, expect_said, expect_status, finished, h
 /// next to it running.
 fn expect_trouble(server: &Server, socket: &str, why: &str, hint: &str) {
     for action in ["run", "pause", "resume"] {
-        let mut command = helper(server, &[action, "--timeout", "400ms", "control", socket]);
+        let mut command = helper(server, &[action, "--timeout", "2", "control", socket]);
         if action == "run" {
             command.args(["--", "touch", "ran"]);
         }
@@ -134,7 +134,7 @@ fn a_service_that_closes_the_connection() {
 fn a_service_that_never_answers() {
     let server = Kind::Plain.start();
     let _listener = UnixListener::bind(server.path("mute")).expect("a socket");
-    expect_trouble(&server, "mute", "no answer within 0.400 s", "another controller");
+    expect_trouble(&server, "mute", "no answer within 2.000 s", "another controller");
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn a_service_that_lets_nobody_in() {
     let listening = unsafe { libc::listen(std::os::fd::AsRawFd::as_raw_fd(&mute), 0) };
     assert_eq!(listening, 0);
     let _queued = std::os::unix::net::UnixStream::connect(server.path("full")).expect("the queue");
-    expect_trouble(&server, "full", "no answer within 0.400 s", "another controller");
+    expect_trouble(&server, "full", "no answer within 2.000 s", "another controller");
 }
 
 #[test]

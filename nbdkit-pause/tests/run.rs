@@ -178,7 +178,7 @@ fn a_drain_that_takes_longer_than_the_timeout_is_given_up_and_all_are_resumed() 
 
 #[test]
 fn a_stock_filter_that_drains_too_long_is_named_and_resumed_when_it_has_drained() {
-    let (quick, stuck) = (Kind::Stock.start(), Kind::Stock.slow_reads(15));
+    let (quick, stuck) = (Kind::Stock.start(), Kind::Stock.slow_reads(30));
     let client = with_read_in_flight(&stuck);
     let run = run_on(&[&quick, &stuck], &["--timeout", "500ms"], "touch ran").finish(GENEROUS);
     expect_status(&run, 125);
@@ -205,14 +205,14 @@ fn a_server_that_does_not_answer_keeps_no_other_paused_meanwhile() {
     let mut idle = busy.controller();
     idle.pause();
     idle.resume();
-    let mut run = run_on(&[&good, &busy], &["--timeout", "2"], "touch ran");
+    let mut run = run_on(&[&good, &busy], &["--timeout", "5"], "touch ran");
     thread::sleep(A_WHILE);
     expect_flow(&good);
     assert!(run.is_running());
     let run = run.finish(GENEROUS);
     expect_status(&run, 125);
     let socket = busy.control_path();
-    expect_said(&run, &[format!("{}: no answer within 2.000 s", socket.display())]);
+    expect_said(&run, &[format!("{}: no answer within 5.000 s", socket.display())]);
     expect_said(&run, &["another controller is connected"]);
     assert!(!run.stderr.contains(": paused"), "{run:#?}");
 }

@@ -9,7 +9,7 @@ use crate::common::process::{Finished, Process};
 use crate::common::random::Random;
 use crate::common::{GENEROUS, eventually};
 use crate::controllers::{A_SECOND, Wire};
-use crate::log::{connection_of, has_ended};
+use crate::log::{Log, connection_of, has_ended};
 use crate::plan::{Commands, DISK, End, dead_clients_are_dangerous};
 use crate::world::{Mark, SOON, World};
 
@@ -221,7 +221,7 @@ fn says_within(world: &World, process: &mut Process, what: &str, limit: Duration
         if process.stdout().contains(what) {
             return Some(true);
         }
-        if world.all_leave() {
+        if world.all_leave() || world.server_goes() {
             return Some(false);
         }
         assert!(is_running, "a client has ended: {}", process.stderr());
@@ -337,7 +337,7 @@ fn wait_until_its_threads_are_free(world: &World, life: &Life) {
 }
 
 /// Works until it is time to leave, or until the server goes. When this returns,
-/// it is connected.
+/// it is connected: it was before once, to look at the disk.
 pub fn fio(world: &World, depth: u32) -> Process {
     let runtime = match world.plan.end {
         End::Deserted => format!("--runtime={}ms", world.plan.length.as_millis()),
@@ -348,6 +348,6 @@ pub fn fio(world: &World, depth: u32) -> Process {
     let mut options = vec!["--rw=randrw", "--bs=4k", "--fsync=32", "--rate_iops=1000"];
     options.extend(["--time_based", &runtime, &place[0], &place[1], &depth]);
     let fio = clients::fio(&world.server, &options);
-    eventually("fio is connected", GENEROUS, || world.server.logged().contains("Preconnect"));
+    eventually("fio is at work", GENEROUS, || Log::new(&world.server.logged()).requests() > 0);
     fio
 }
