@@ -488,6 +488,17 @@ fn after_a_change_of_user_a_removed_socket_is_put_back_where_that_user_may_write
     server.stop();
 }
 
+/// What looks like more can be an ACL's mask.
+#[test]
+fn it_is_never_put_back_with_more_permissions_than_were_asked_for() {
+    let server = Setup::in_memory().parameters(&["pause-mode=0640"]).start();
+    set_mode(&server.control_path(), 0o662);
+    fs::remove_file(server.control_path()).unwrap();
+    new_controller(&server).resume();
+    assert_eq!(socket_mode(&server.control_path()), Some(0o640));
+    server.stop();
+}
+
 /// A group that no user of these tests is in.
 const OTHERS: u32 = 54321;
 
@@ -526,7 +537,7 @@ fn where_it_cannot_have_its_group_again_no_other_group_may_connect() {
         assert_ne!(found.gid(), OTHERS);
         expect_messages(&server, loss);
         // The next one is as this one was.
-        let is_told = server.messages().lines().last().unwrap().contains("no group may connect");
+        let is_told = server.messages().lines().last().unwrap().contains("no more than everybody");
         assert_eq!(is_told, loss == 1, "{}", server.messages());
     }
     server.stop();
@@ -556,8 +567,8 @@ fn out_of_descriptors_it_is_put_back_later_and_there_is_no_busy_loop() {
 fn where_it_cannot_be_told_whether_a_socket_is_dead_nobody_is_told_to_remove_it() {
     let server = Setup::in_memory().start();
     server.control_thread();
-    // One for the directory, none to look whether anybody has the socket open.
-    let usual = limit_descriptors(server.pid(), next_descriptor(server.pid()) + 1);
+    // For the directory and the file, none to look whether anybody has it open.
+    let usual = limit_descriptors(server.pid(), next_descriptor(server.pid()) + 2);
     let control = server.control_path();
     let theirs = server.path("theirs");
     let alive = UnixListener::bind(&theirs).unwrap();
@@ -598,6 +609,17 @@ fn in_a_directory_that_cannot_be_read_it_is_put_back_all_the_same() {
     fs::remove_file(server.control_path()).unwrap();
     new_controller(&server).pause();
     expect_messages(&server, 1);
+
+    // To replace a dead socket it has to be locked, and for that to be read.
+    let dead = server.path("dead");
+    drop(UnixListener::bind(&dead).unwrap());
+    // Whether it is dead, every user may see.
+    set_mode(&dead, 0o777);
+    fs::rename(&dead, server.control_path()).unwrap();
+    let said = trouble(&server);
+    assert!(said.contains("cannot open the directory") && said.contains("read there"), "{said}");
+    set_mode(&run, 0o700);
+    new_controller(&server).resume();
     server.stop();
 }
 

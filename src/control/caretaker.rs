@@ -74,17 +74,17 @@ impl Caretaker {
 
     fn put_back(&mut self, socket: &mut ControlSocket) -> Option<UnixListener> {
         match socket.put_back() {
-            Ok(PutBack { former, is_others, is_shut_to_group }) => {
+            Ok(PutBack { former, has_other_user, has_other_group }) => {
                 let what = match self.told.is_empty() {
                     true => "the control socket was removed or renamed; it has been put back",
                     false => "the control socket has been put back",
                 };
-                let but = match (is_shut_to_group, is_others) {
-                    (true, _) => {
-                        ", but this server's user may not give it the group that it had, so that \
-                         no group may connect: see to that (chgrp, chmod)"
+                let but = match (has_other_user, has_other_group) {
+                    (_, true) => {
+                        ", but belongs to this server's user and group now, and its group may \
+                         do no more than everybody: see to that (chown, chmod)"
                     }
-                    (false, true) => ", and belongs to this server's user now",
+                    (true, false) => ", but belongs to this server's user now",
                     (false, false) => "",
                 };
                 self.trouble_is_over(socket, format_args!("{what}{but}"));

@@ -81,12 +81,12 @@ impl Flusher {
                 return Ok(false);
             };
             let _ = job.thread.join();
+            if !job.cancelled.load(Ordering::Acquire) {
+                return result.and_then(|()| self.unless_lost());
+            }
             // A failure counts though nobody waited for it: the system tells it
             // once, and the next flush may go well without what was lost.
-            result?;
-            if !job.cancelled.load(Ordering::Acquire) {
-                return self.unless_lost();
-            }
+            result.map_err(|e| format!("the flush of a pause that was ended has failed: {e}"))?;
         }
         if self.wanted {
             self.wanted = false;

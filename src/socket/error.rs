@@ -10,6 +10,11 @@ use std::path::PathBuf;
 use super::is_absent;
 use crate::advice::{self, Advised};
 
+/// Steps whose failure a person can do something about.
+pub(super) const LOOK: &str = "look at this path";
+pub(super) const MAKE: &str = "make the socket";
+pub(super) const REMOVE: &str = "remove the dead socket that is there";
+
 /// Why there is no control socket at `path`.
 pub struct SocketError {
     pub(super) path: PathBuf,
@@ -56,6 +61,11 @@ impl fmt::Display for SocketError {
     }
 }
 
+/// For want of a permission of a directory, not of some right of the process.
+fn is_forbidden(e: &io::Error) -> bool {
+    e.raw_os_error() == Some(libc::EACCES)
+}
+
 impl Reason {
     /// What to do, where the error itself has not said it. Another path can be
     /// chosen at the start only.
@@ -73,14 +83,20 @@ impl Reason {
             Reason::Directory(_, e) if is_absent(e) => {
                 (": make it, or choose another path", ": make it again")
             }
-            Reason::Directory(_, e) | Reason::Failed(_, e)
-                if e.kind() == io::ErrorKind::PermissionDenied =>
-            {
-                (
-                    ": permit the user that starts nbdkit to write there, or choose another path",
-                    ": permit the user that this server runs as to write there",
-                )
-            }
+            Reason::Directory(_, e) if is_forbidden(e) => (
+                ": permit the user that starts nbdkit to read there, remove the dead socket in \
+                 it, or choose another path",
+                ": permit the user that this server runs as to read there, or remove the dead \
+                 socket in it",
+            ),
+            Reason::Failed(LOOK, e) if is_forbidden(e) => (
+                ": permit the user that starts nbdkit to look there, or choose another path",
+                ": permit the user that this server runs as to look there",
+            ),
+            Reason::Failed(MAKE | REMOVE, e) if is_forbidden(e) => (
+                ": permit the user that starts nbdkit to write there, or choose another path",
+                ": permit the user that this server runs as to write there",
+            ),
             Reason::Directory(..) | Reason::Failed(..) => ("", ""),
         };
         match moment {

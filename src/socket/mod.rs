@@ -11,9 +11,14 @@
 //! The rest is added to the file that was found at the path, and to no other:
 //! it is opened without following a link, and has to be a socket. Who could
 //! deceive us there could as well put a socket of his own at the path. The same
-//! is done at the start, so that there is one way to make it. A socket that is
-//! put back gets the owner and the permissions that the lost one had. Where this
-//! user may not give it that group, the group gets nothing: it is another one.
+//! is done at the start, so that there is one way to make it.
+//!
+//! A socket that is put back gets the owner and the permissions that the lost one
+//! had. Nobody may connect who could not before, but for the user that nbdkit has
+//! changed to, where that one may not give the socket to its former owner. Where it
+//! may not give it the former group either, any group gets what all groups had.
+//! Permissions are never more than was asked for at the start: with an ACL, those
+//! of the group are not what they seem.
 
 mod error;
 
@@ -30,7 +35,7 @@ use log::{error, info};
 
 use crate::os;
 pub use error::SocketError;
-use error::{Moment, Reason, kind_in_words};
+use error::{LOOK, MAKE, Moment, REMOVE, Reason, kind_in_words};
 
 /// Two servers that start at once hold this lock for a moment each; whoever
 /// holds it longer is somebody else, and not waited for.
@@ -40,6 +45,8 @@ const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// A listening control socket. Its file is removed when this is dropped.
 pub struct ControlSocket {
     path: PathBuf,
+    /// The permissions that were asked for.
+    mode: u32,
     bound: Bound,
 }
 
@@ -73,9 +80,9 @@ pub struct PutBack {
     /// connected before can still be accepted.
     pub former: UnixListener,
     /// It belongs to the user that nbdkit runs as, and did not before.
-    pub is_others: bool,
-    /// The group that could connect can't.
-    pub is_shut_to_group: bool,
+    pub has_other_user: bool,
+    /// It could not be given its group; the other one may do no more than everybody.
+    pub has_other_group: bool,
 }
 
 /// Where the socket's path leads to.
@@ -98,7 +105,7 @@ impl ControlSocket {
     pub fn bind(path: &Path, mode: u32) -> Result<Self, SocketError> {
         let path = path.to_path_buf();
         match make(&path, Access { mode, owner: None }, Moment::Start) {
-            Ok(bound) => Ok(ControlSocket { path, bound }),
+            Ok(bound) => Ok(ControlSocket { path, mode, bound }),
             Err(reason) => Err(SocketError { path, moment: Moment::Start, reason }),
         }
     }
@@ -137,7 +144,10 @@ impl ControlSocket {
         let moment = Moment::Serving;
         let again = Access::of(&self.bound.handle)
             .map_err(|e| Reason::Failed("look at the lost socket", e))
-            .and_then(|access| Ok((access, make(&self.path, access, moment)?)));
+            .and_then(|was| {
+                let access = Access { mode: was.mode & self.mode, ..was };
+                Ok((access, make(&self.path, access, moment)?))
+            });
         let (access, bound) =
             again.map_err(|reason| SocketError { path: self.path.clone(), moment, reason })?;
         let now = Access::of(&bound.handle).unwrap_or(access);
@@ -146,8 +156,11 @@ impl ControlSocket {
         if let Err(e) = os::stop_listening(&former) {
             error!("{}: cannot stop listening on the lost socket: {e}", self.path.display());
         }
-        let is_shut_to_group = now.mode != access.mode;
-        Ok(PutBack { former, is_others: now.user() != access.user(), is_shut_to_group })
+        Ok(PutBack {
+            former,
+            has_other_user: now.user() != access.user(),
+            has_other_group: now.group() != access.group(),
+        })
     }
 }
 
@@ -160,20 +173,34 @@ impl Access {
     fn user(self) -> Option<u32> {
         self.owner.map(|(user, _)| user)
     }
+
+    fn group(self) -> Option<u32> {
+        self.owner.map(|(_, group)| group)
+    }
+
+    /// For another group than it was meant for, of which the members may now count
+    /// as everybody else: these and the group get what both had.
+    fn for_any_group(self) -> u32 {
+        let common = (self.mode >> 3) & self.mode & 0o7;
+        self.mode & 0o700 | common << 3 | common
+    }
 }
 
 fn make(path: &Path, access: Access, moment: Moment) -> Result<Bound, Reason> {
     // Only "/" has no parent, and that is occupied anyway.
     let parent = path.parent().unwrap_or(path);
-    // Locked until it is closed, at the end of this function.
+    let cannot_open = |e| Reason::Directory(parent.to_path_buf(), e);
+    // Locked until it is closed, at the end of this function. Who may write there
+    // need not be permitted to read there, and a path that is free needs no lock.
     let directory = match os::open_directory(parent) {
-        Ok(directory) => Some(directory),
-        // Who may write there need not be permitted to read there.
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => None,
-        Err(e) => return Err(Reason::Directory(parent.to_path_buf(), e)),
+        Err(e) if e.kind() != io::ErrorKind::PermissionDenied => return Err(cannot_open(e)),
+        other => other,
     };
-    let may_replace = directory.as_ref().is_none_or(|directory| lock(directory, moment));
-    if let Some(dead) = find_dead_socket(path)? {
+    let may_replace = directory.as_ref().is_ok_and(|directory| lock(directory, moment));
+    if let Some((dead, _open)) = find_dead_socket(path)? {
+        if let Err(e) = directory {
+            return Err(cannot_open(e));
+        }
         if !may_replace {
             return Err(Reason::Locked);
         }
@@ -181,10 +208,10 @@ fn make(path: &Path, access: Access, moment: Moment) -> Result<Bound, Reason> {
             Ok(true) => info!("{}: replacing the socket of a process that is gone", path.display()),
             // Somebody has just put another file there: bind(2) will refuse it.
             Ok(false) => {}
-            Err(e) => return Err(Reason::Failed("remove the dead socket that is there", e)),
+            Err(e) => return Err(Reason::Failed(REMOVE, e)),
         }
     }
-    let listener = os::bind(path, access.mode).map_err(|e| Reason::Failed("make the socket", e))?;
+    let listener = os::bind(path, access.mode).map_err(|e| Reason::Failed(MAKE, e))?;
     let found = fs::symlink_metadata(path)
         .map_err(|e| Reason::Failed("look at the socket just made", e))?;
     // Somebody may have moved another file there just now.
@@ -215,26 +242,29 @@ fn open_to_controllers(
     if !found.file_type().is_socket() || FileId::of(&found) != *file {
         return Err(Reason::Occupied("another file"));
     }
-    let mut mode = access.mode;
+    let set_mode = |mode| {
+        os::set_mode(&handle, mode)
+            .map_err(|e| Reason::Failed("set the permissions of the socket, through /proc", e))
+    };
+    // While it is still ours, and nobody can connect yet.
+    if found.mode() & 0o777 != access.mode {
+        set_mode(access.mode)?;
+    }
     if let Some((user, group)) = access.owner.filter(|owner| *owner != (found.uid(), found.gid())) {
         // The one may be permitted where both are not.
         let given = os::set_owner(&handle, Some(user), Some(group))
             .or_else(|_| os::set_owner(&handle, None, Some(group)));
         if given.is_err() && found.gid() != group {
-            mode &= !0o070;
+            set_mode(access.for_any_group())?;
         }
-    }
-    if found.mode() & 0o777 != mode {
-        os::set_mode(&handle, mode)
-            .map_err(|e| Reason::Failed("set the permissions of the socket, through /proc", e))?;
     }
     os::listen(listener).map_err(|e| Reason::Failed("listen on the socket just made", e))?;
     Ok(handle)
 }
 
 /// Between finding a dead socket and replacing it another server must not do
-/// the same. Whether a dead one may be replaced now. A path that is free needs no
-/// lock: bind(2) itself refuses what is there.
+/// the same. Whether a dead one may be replaced now. For a path that is free bind(2)
+/// itself sees to that.
 fn lock(directory: &File, moment: Moment) -> bool {
     let tries = match moment {
         Moment::Start => LOCK_TRIES,
@@ -253,18 +283,23 @@ fn lock(directory: &File, moment: Moment) -> bool {
     moment == Moment::Start
 }
 
-/// None if there is nothing at `path`; an error if it is not a dead socket.
-fn find_dead_socket(path: &Path) -> Result<Option<FileId>, Reason> {
-    let found = match fs::symlink_metadata(path) {
-        Ok(found) => found,
+/// None if there is nothing at `path`; an error if it is not a dead socket. As long
+/// as the file is open no other one can have its inode.
+fn find_dead_socket(path: &Path) -> Result<Option<(FileId, File)>, Reason> {
+    let failed = |e| Reason::Failed(LOOK, e);
+    let file = match os::open_path(path) {
+        Ok(file) => file,
         Err(e) if is_absent(&e) => return Ok(None),
-        Err(e) => return Err(Reason::Failed("look at this path", e)),
+        Err(e) => return Err(failed(e)),
     };
+    let found = file.metadata().map_err(failed)?;
     if !found.file_type().is_socket() {
         return Err(Reason::Occupied(kind_in_words(found.file_type())));
     }
     match os::try_connect(path) {
-        Err(e) if e.raw_os_error() == Some(libc::ECONNREFUSED) => Ok(Some(FileId::of(&found))),
+        Err(e) if e.raw_os_error() == Some(libc::ECONNREFUSED) => {
+            Ok(Some((FileId::of(&found), file)))
+        }
         // It takes connections of another type: somebody's, either way.
         Err(e) if e.raw_os_error() == Some(libc::EPROTOTYPE) => Err(Reason::Alive),
         Ok(()) => Err(Reason::Alive),
@@ -306,6 +341,26 @@ impl Drop for ControlSocket {
         };
         if let Err(e) = removed {
             error!("{}: cannot remove the control socket: {e}", self.path.display());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_its_group_a_socket_is_open_to_nobody_who_could_not_connect() {
+        for (mode, expected) in [
+            (0o600, 0o600),
+            (0o660, 0o600),
+            (0o640, 0o600),
+            (0o606, 0o600),
+            (0o664, 0o644),
+            (0o666, 0o666),
+        ] {
+            let access = Access { mode, owner: None };
+            assert_eq!(access.for_any_group(), expected, "{mode:o}");
         }
     }
 }
