@@ -77,6 +77,14 @@ impl AsFd for Bell {
     }
 }
 
+/// What came of a system call that returns 0 or fails.
+fn done(result: libc::c_int) -> io::Result<()> {
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 fn owned(fd: libc::c_int) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
@@ -89,10 +97,7 @@ fn owned(fd: libc::c_int) -> io::Result<OwnedFd> {
 /// given back when the file is closed.
 pub fn try_lock(file: &File) -> io::Result<()> {
     // SAFETY: flock(2) takes a descriptor, which `file` keeps open, and a flag.
-    match unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    done(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) })
 }
 
 /// Binds a new stream socket to `path`, where its file is made, with as much of
@@ -106,30 +111,22 @@ pub fn bind(path: &Path, mode: u32) -> io::Result<UnixListener> {
     socket.set_permissions(Permissions::from_mode(mode))?;
     let size = mem::size_of_val(&address) as libc::socklen_t;
     // SAFETY: bind(2) reads `size` bytes, all of `address`.
-    match unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size) } {
-        0 => Ok(OwnedFd::from(socket).into()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    done(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size) })?;
+    Ok(OwnedFd::from(socket).into())
 }
 
 /// Lets controllers connect from now on, as many at once as the system allows.
 pub fn listen(listener: &UnixListener) -> io::Result<()> {
     // SAFETY: listen(2) takes two integers; more than the system allows is cut
     // down to that.
-    match unsafe { libc::listen(listener.as_raw_fd(), libc::c_int::MAX) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    done(unsafe { libc::listen(listener.as_raw_fd(), libc::c_int::MAX) })
 }
 
 /// Whoever connects from now on is refused; who has connected before can still
 /// be accepted.
 pub fn stop_listening(listener: &UnixListener) -> io::Result<()> {
     // SAFETY: shutdown(2) takes two integers.
-    match unsafe { libc::shutdown(listener.as_raw_fd(), libc::SHUT_RDWR) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    done(unsafe { libc::shutdown(listener.as_raw_fd(), libc::SHUT_RDWR) })
 }
 
 /// Connects a datagram socket to the Unix socket at `path`, and closes it. The
@@ -140,10 +137,7 @@ pub fn try_connect(path: &Path) -> io::Result<()> {
     let socket = unix_socket(libc::SOCK_DGRAM)?;
     let size = mem::size_of_val(&address) as libc::socklen_t;
     // SAFETY: connect(2) reads `size` bytes, all of `address`.
-    match unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), size) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    done(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), size) })
 }
 
 /// A socket of type `kind` that never blocks.

@@ -17,6 +17,7 @@ use std::fs;
 use std::thread;
 
 use common::clients::fio;
+use common::control::Controller;
 use common::nbd::{Client, ONE_OF_EACH, Request};
 use common::random::Random;
 use common::server::{Server, Setup, ThreadModel};
@@ -548,8 +549,9 @@ fn a_client_s_own_flush_that_fails_leaves_the_connection_dirty() {
     assert_eq!(server.content("flushes"), "begin\nend\n".repeat(2));
 }
 
-#[test]
-fn requests_are_held_from_p_on_through_the_flush_until_r() {
+/// A client has written, and the pause that a controller asked for is in the flush
+/// of that, which lasts as long as there is `slow`.
+fn in_a_slow_flush() -> (Server, Client, Controller) {
     let server = plugin().start();
     let mut client = Client::connect(&server);
     client.ask(WRITE);
@@ -557,6 +559,12 @@ fn requests_are_held_from_p_on_through_the_flush_until_r() {
     let mut controller = server.controller();
     controller.send(b"p");
     server.await_file("flushes");
+    (server, client, controller)
+}
+
+#[test]
+fn requests_are_held_from_p_on_through_the_flush_until_r() {
+    let (server, mut client, mut controller) = in_a_slow_flush();
     let held: Vec<_> = ONE_OF_EACH.iter().map(|&request| client.send(request)).collect();
     controller.expect_silence(A_WHILE);
     client.expect_held(&held, A_WHILE);
@@ -572,13 +580,7 @@ fn requests_are_held_from_p_on_through_the_flush_until_r() {
 
 #[test]
 fn r_is_answered_at_once_during_a_flush_and_p_gets_x() {
-    let server = plugin().start();
-    let mut client = Client::connect(&server);
-    client.ask(WRITE);
-    server.make("slow");
-    let mut controller = server.controller();
-    controller.send(b"p");
-    server.await_file("flushes");
+    let (server, mut client, mut controller) = in_a_slow_flush();
     let held = client.send(WRITE);
     client.expect_held(&[held], A_WHILE);
     let mut other = server.controller();
@@ -598,13 +600,7 @@ fn r_is_answered_at_once_during_a_flush_and_p_gets_x() {
 
 #[test]
 fn a_slow_flush_that_was_ended_and_then_fails_is_not_taken_for_success() {
-    let server = plugin().start();
-    let mut client = Client::connect(&server);
-    client.ask(WRITE);
-    server.make("slow");
-    let mut controller = server.controller();
-    controller.send(b"p");
-    server.await_file("flushes");
+    let (server, _client, mut controller) = in_a_slow_flush();
     let mut other = server.controller();
     other.resume();
     controller.expect("X");
@@ -740,13 +736,7 @@ fn a_last_flush_that_failed_is_told_even_if_the_pause_that_finds_it_is_ended() {
 
 #[test]
 fn a_server_that_is_told_to_end_during_a_flush_ends_well() {
-    let server = plugin().start();
-    let mut client = Client::connect(&server);
-    client.ask(WRITE);
-    server.make("slow");
-    let mut controller = server.controller();
-    controller.send(b"p");
-    server.await_file("flushes");
+    let (server, client, _controller) = in_a_slow_flush();
     server.terminate();
     drop(client);
     thread::sleep(A_WHILE);
