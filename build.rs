@@ -15,14 +15,24 @@ fn main() {
     // code and statics they point at must stay mapped after dlclose(3).
     println!("cargo::rustc-cdylib-link-arg=-Wl,-z,nodelete");
 
-    let header = find_nbdkit_filter_h().unwrap_or_else(|why| stop(&why));
+    let out = env::var_os("OUT_DIR").unwrap_or_else(|| stop("cargo did not set OUT_DIR"));
+    let out = PathBuf::from(out);
+    let (header, version) = find_nbdkit_filter_h().unwrap_or_else(|why| stop(&why));
     println!("cargo::rerun-if-changed={}", header.display());
     if let Some(folder) = folder_that_an_upgrade_changes() {
         println!("cargo::rerun-if-changed={}", folder.display());
     }
-    let bindings = make_bindings(&header).unwrap_or_else(|why| stop(&why));
-    let out = env::var_os("OUT_DIR").unwrap_or_else(|| stop("cargo did not set OUT_DIR"));
-    let out = PathBuf::from(out).join("nbdkit_sys.rs");
+    let headers = set_apart(&header, &out).unwrap_or_else(|why| stop(&why));
+    let bindings = make_bindings(&headers).unwrap_or_else(|why| stop(&why));
+    if !bindings.contains(&format!("b\"{version}\\0\"")) {
+        stop(&format!(
+            "pkg-config has nbdkit {version}, and {} is of another version: nbdkit would refuse \
+             the filter.\n  Remove the one of them that is left over from another installation, \
+             or set PKG_CONFIG_PATH.",
+            header.display()
+        ));
+    }
+    let out = out.join("nbdkit_sys.rs");
     if let Err(e) = fs::write(&out, bindings) {
         stop(&format!("cannot write {}: {e}", out.display()));
     }
@@ -34,7 +44,8 @@ fn stop(why: &str) -> ! {
     process::exit(1);
 }
 
-fn find_nbdkit_filter_h() -> Result<PathBuf, String> {
+/// The header, and the version that pkg-config says it has.
+fn find_nbdkit_filter_h() -> Result<(PathBuf, String), String> {
     let advice = format!(
         "the header of nbdkit {OLDEST_NBDKIT} or newer is needed to build a filter.\n  \
          Debian, Ubuntu:  apt-get install nbdkit-plugin-dev pkg-config\n  \
@@ -44,16 +55,19 @@ fn find_nbdkit_filter_h() -> Result<PathBuf, String> {
         .atleast_version(OLDEST_NBDKIT)
         .cargo_metadata(false)
         .probe("nbdkit");
-    if let Err(e) = found {
-        let reason = match &e {
-            // pkg-config's own words name the version that it found.
-            pkg_config::Error::ProbeFailure { output, .. } => {
-                String::from_utf8_lossy(&output.stderr).trim().to_string()
-            }
-            other => other.to_string(),
-        };
-        return Err(format!("{advice}\n  (pkg-config says: {reason})"));
-    }
+    let version = match found {
+        Ok(library) => library.version,
+        Err(e) => {
+            let reason = match &e {
+                // pkg-config's own words name the version that it found.
+                pkg_config::Error::ProbeFailure { output, .. } => {
+                    String::from_utf8_lossy(&output.stderr).trim().to_string()
+                }
+                other => other.to_string(),
+            };
+            return Err(format!("{advice}\n  (pkg-config says: {reason})"));
+        }
+    };
     let dir = pkg_config::get_variable("nbdkit", "includedir").map_err(|e| e.to_string())?;
     let mut dir = PathBuf::from(dir);
     // pkg-config puts the system root before its flags, pkgconf before its
@@ -65,7 +79,7 @@ fn find_nbdkit_filter_h() -> Result<PathBuf, String> {
     }
     let header = dir.join("nbdkit-filter.h");
     if header.is_file() {
-        Ok(header)
+        Ok((header, version))
     } else {
         Err(format!("{advice}\n  ({} is missing)", header.display()))
     }
@@ -90,16 +104,33 @@ fn system_root() -> Option<PathBuf> {
     env::var_os("PKG_CONFIG_SYSROOT_DIR").map(PathBuf::from)
 }
 
-fn make_bindings(header: &Path) -> Result<String, String> {
+/// A folder with nothing in it but nbdkit's headers, the one named and those beside
+/// it. In their own folder, which mostly is one that a compiler searches anyway,
+/// others in C_INCLUDE_PATH or /usr/local/include would be found first.
+fn set_apart(header: &Path, out: &Path) -> Result<PathBuf, String> {
+    let folder = out.join("include");
+    let copy = || {
+        fs::create_dir_all(&folder)?;
+        for name in ["nbdkit-filter.h", "nbdkit-common.h", "nbdkit-version.h"] {
+            // Its permissions stay behind: it may have to be written again.
+            fs::write(folder.join(name), fs::read(header.with_file_name(name))?)?;
+        }
+        Ok(())
+    };
+    copy().map_err(|e: std::io::Error| format!("cannot copy nbdkit's headers: {e}"))?;
+    Ok(folder)
+}
+
+/// Reads the headers in this folder.
+fn make_bindings(headers: &Path) -> Result<String, String> {
     let advice = "the bindings of nbdkit-filter.h could not be made; bindgen needs libclang.\n  \
                   Debian, Ubuntu:  apt-get install libclang-dev\n  \
                   Fedora, RHEL:    dnf install clang-devel";
-    let dir = header.parent().unwrap_or(Path::new("/usr/include"));
     let builder = bindgen::Builder::default()
         .header("include/nbdkit.h")
-        .clang_arg(format!("-I{}", dir.display()))
+        .clang_arg(format!("-I{}", headers.display()))
         .allowlist_type("nbdkit_filter")
-        .allowlist_function("nbdkit_(absolute_path|debug|error|nanosleep|parse_bool)")
+        .allowlist_function("nbdkit_(absolute_path|debug|error|nanosleep|parse_bool|stdio_safe)")
         .allowlist_var("NBDKIT_(FILTER_API_VERSION|VERSION_STRING|FLAG_FUA|THREAD_MODEL_PARALLEL)")
         .generate_comments(false)
         .layout_tests(false)

@@ -855,3 +855,48 @@ fn after_an_upgrade_of_nbdkit_and_only_then_cargo_builds_anew() {
     assert!(checked.anew && is_for(&checked.bindings, &new));
     assert!(!check(&build, &system).anew);
 }
+
+/// The build script of this package, which cargo has built.
+fn build_script() -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("debug/build");
+    let scripts = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let ours =
+        scripts.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("pause-"));
+    let scripts = ours.map(|path| path.join("build-script-build")).filter(|path| path.exists());
+    scripts
+        .max_by_key(|path| fs::metadata(path).unwrap().modified().unwrap())
+        .expect("cargo built it")
+}
+
+fn make_bindings(out: &Path, environment: &[(&str, &Path)]) -> Finished {
+    let mut command = Command::new(build_script());
+    command.current_dir(PACKAGE).env("OUT_DIR", out).envs(environment.iter().copied());
+    run(command)
+}
+
+#[test]
+fn the_headers_are_those_that_pkg_config_names_whatever_a_compiler_finds_first() {
+    let (out, others) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    for name in ["nbdkit-filter.h", "nbdkit-common.h", "nbdkit-version.h"] {
+        fs::write(others.path().join(name), "#error the wrong header\n").unwrap();
+    }
+    for variable in ["C_INCLUDE_PATH", "CPATH"] {
+        let made = make_bindings(out.path(), &[(variable, others.path())]).succeeded();
+        assert!(made.stdout.contains("cargo::rerun-if-changed="), "{made:#?}");
+        let bindings = fs::read_to_string(out.path().join("nbdkit_sys.rs")).unwrap();
+        assert!(bindings.contains(&format!("\"{}\\0\"", installed_nbdkit())));
+    }
+}
+
+#[test]
+fn headers_of_another_version_than_pkg_config_has_are_refused() {
+    let (out, others) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let description = "includedir=/usr/include\nName: nbdkit\nDescription:\nVersion: 1.99.1\n";
+    fs::write(others.path().join("nbdkit.pc"), description).unwrap();
+    let refused = make_bindings(out.path(), &[("PKG_CONFIG_PATH", others.path())]);
+    assert!(!refused.status.success());
+    for words in ["pkg-config has nbdkit 1.99.1", "/usr/include/nbdkit-filter.h", "another version"]
+    {
+        assert!(refused.stderr.contains(words), "{refused:#?}");
+    }
+}
