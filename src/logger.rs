@@ -167,3 +167,80 @@ impl Log for NbdkitLog {
 
     fn flush(&self) {}
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    /// What a log macro is given is not evaluated where its level is off.
+    #[test]
+    fn no_argument_of_a_log_macro_has_an_effect() {
+        const MACROS: [&str; 5] = ["error!(", "warn!(", "info!(", "debug!(", "trace!("];
+        const EFFECTS: [&str; 20] = [
+            "&mut",
+            ".clear(",
+            ".close(",
+            ".drain(",
+            ".end(",
+            ".fetch_",
+            ".insert(",
+            ".join(",
+            ".next(",
+            ".open(",
+            ".pop",
+            ".push",
+            ".read(",
+            ".remove",
+            ".replace(",
+            ".send(",
+            ".store(",
+            ".swap",
+            ".take(",
+            ".write(",
+        ];
+        let mut seen = Vec::new();
+        for file in sources() {
+            let text = fs::read_to_string(&file).unwrap();
+            let begins = MACROS.iter().flat_map(|name| text.match_indices(name));
+            for (begin, name) in begins {
+                let arguments = in_parentheses(&text[begin + name.len()..]);
+                let found = EFFECTS.iter().find(|effect| arguments.contains(*effect));
+                assert_eq!(found, None, "{}: {arguments}", file.display());
+                seen.push(arguments.to_owned());
+            }
+        }
+        assert!(seen.len() > 20, "only these were found: {seen:?}");
+    }
+
+    fn in_parentheses(text: &str) -> &str {
+        let mut open = vec![()];
+        let end = text.find(|c: char| {
+            match c {
+                '(' => open.push(()),
+                ')' => drop(open.pop()),
+                _ => {}
+            }
+            open.is_empty()
+        });
+        &text[..end.unwrap()]
+    }
+
+    fn sources() -> Vec<PathBuf> {
+        let project = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut files = Vec::new();
+        let mut folders = vec![project.join("src"), project.join("nbdkit-pause/src")];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                match path.is_dir() {
+                    true => folders.push(path),
+                    // Here the macros are named.
+                    false if path.ends_with("src/logger.rs") => {}
+                    false => files.push(path),
+                }
+            }
+        }
+        files
+    }
+}

@@ -191,7 +191,8 @@ fn close_idlest(
         .map(|(index, _)| index);
     match idlest {
         Some(index) => {
-            info!("{} is closed to admit another: {why}", controllers.remove(index).name());
+            let closed = controllers.remove(index);
+            info!("{} is closed to admit another: {why}", closed.name());
             true
         }
         None => false,
