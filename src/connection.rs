@@ -2,53 +2,43 @@
 //! and whether a crash could still lose writes of it. What a request does below
 //! us is the caller's affair.
 
+use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use log::{error, info};
 use parking_lot::Mutex;
 
-use crate::gate::{Gate, Gone, Pass};
+use crate::gate::{Dropped, Gate, Pass, Seat, Worth};
 use crate::nbdkit::{self, Next};
 use crate::seat;
-use crate::turnstile::Turnstile;
-
-/// More than a gate is ever opened.
-const GONE: usize = usize::MAX;
+use crate::turnstile;
 
 /// What nbdkit hands back to us as `handle` with each request of a client.
 pub struct Connection {
     gate: Arc<Gate>,
-    /// The gate's openings when the client was last seen to be there, or GONE.
-    ///
-    /// After each pause the first request of a connection looks. It may have
-    /// waited all that time where the gate can't see it: in a buffer, or in
-    /// nbdkit for the lock of a serialized thread model.
-    ///
-    /// GONE: the client had gone away, or the server had begun to shut down,
-    /// when a request was held or looked. Nothing of the connection is carried
-    /// out after that.
-    seen: AtomicUsize,
-    /// Where requests that are refused leave, one thread at a time.
-    leaving: Arc<Turnstile>,
+    cuts: bool,
     /// A request has changed the disk, and no flush has begun since it was
     /// done: the change may be in a cache.
     dirty: AtomicBool,
     /// The next layer, from `prepare` to `finalize`, if it is to be flushed.
     /// Locked while it is.
     next: Mutex<Option<Next>>,
+    /// The client has left in some way, and what layers above us still ask for is
+    /// on their own behalf.
+    is_finalized: AtomicBool,
 }
 
 impl Connection {
-    /// A connection whose requests pass `gate`.
-    pub fn new(gate: Arc<Gate>) -> Self {
+    /// A connection whose requests pass `gate`. `cuts` says whether nbdkit can cut it
+    /// where a request is dropped.
+    pub fn new(gate: Arc<Gate>, cuts: bool) -> Self {
         Connection {
-            // None yet: the first request looks, too.
-            seen: AtomicUsize::new(gate.openings().wrapping_sub(1)),
             gate,
-            leaving: Arc::default(),
+            cuts,
             dirty: AtomicBool::new(false),
             next: Mutex::new(None),
+            is_finalized: AtomicBool::new(false),
         }
     }
 
@@ -89,15 +79,21 @@ impl Connection {
     /// While the gate is closed it is for the pause to flush, and after that
     /// there is nothing to do here: no call of ours may reach a quiesced plugin.
     pub fn finalize(&self, lost: impl FnOnce()) {
+        self.is_finalized.store(true, Ordering::Relaxed);
+        // It may wait below, and has answered its last request.
+        turnstile::leave();
         let flushable = self.next.lock().is_some();
         let clean = || !flushable || !self.dirty.load(Ordering::Acquire);
         let pass = match clean() {
-            true => Err(Gone),
-            false => self.gate.enter(seat::of_this_thread(&self.gate), clean),
+            true => None,
+            false => {
+                let seat = seat::of_this_thread(&self.gate);
+                self.gate.enter(seat).or_else(|| self.gate.wait_unless(seat, clean))
+            }
         };
         // Also waits for a flush that is in progress.
         let Some(next) = self.next.lock().take() else { return };
-        if pass.is_ok() {
+        if pass.is_some() {
             if let Err(e) = self.flush(|| next.flush(), Result::is_ok) {
                 error!("pause-flush: the last flush of a connection failed: {e}");
             }
@@ -139,51 +135,54 @@ impl Connection {
     /// request, and keep the pass there.
     ///
     /// # Errors
-    /// The request is to be answered with ESHUTDOWN.
+    /// The request was held, and meanwhile its client went away or the server was
+    /// told to end. It is to be answered with ESHUTDOWN. Where nbdkit can do that
+    /// the connection is cut, so that the answer is not sent: a client that lives
+    /// sends the request again to the next server.
     // Always: out of line, the pass goes through memory, which doubles the cost.
     #[inline(always)]
-    pub fn admit(&self) -> Result<Pass<'_>, Gone> {
-        let pass = match self.gate.enter(seat::of_this_thread(&self.gate), || self.is_gone()) {
-            Ok(pass) => pass,
-            Err(Gone) => return Err(self.refuse()),
-        };
-        // Inside, so that no opening can come between this and the request.
-        if self.seen.load(Ordering::Relaxed) != self.gate.openings() && !self.is_still_there() {
-            drop(pass);
-            return Err(self.refuse());
+    pub fn admit(&self, worth: Worth) -> Result<Pass<'_>, Dropped> {
+        let seat = seat::of_this_thread(&self.gate);
+        match self.gate.enter(seat) {
+            Some(pass) => Ok(pass),
+            None => self.wait(seat, worth),
         }
-        Ok(pass)
     }
 
     #[cold]
-    fn refuse(&self) -> Gone {
-        self.leaving.pass();
-        Gone
-    }
-
-    /// Looks whether the client is still there, once after each pause.
-    #[cold]
-    fn is_still_there(&self) -> bool {
-        let (seen, openings) = (self.seen.load(Ordering::Relaxed), self.gate.openings());
-        if self.is_gone() {
-            return false;
+    fn wait<'a>(&'a self, seat: &'a Seat, worth: Worth) -> Result<Pass<'a>, Dropped> {
+        // Back with another request, the thread has answered the one before.
+        turnstile::leave();
+        let is_gone = Cell::new(false);
+        let pass = self.gate.wait(seat, worth, || {
+            is_gone.set(self.is_gone());
+            is_gone.get()
+        });
+        if pass.is_err() {
+            info!("a held request is dropped: its client is gone, or the server ends");
         }
-        // Fails where another thread was faster; if that one saw the client
-        // gone, it stays so.
-        let _ = self.seen.compare_exchange(seen, openings, Ordering::Relaxed, Ordering::Relaxed);
-        true
+        match &pass {
+            Err(Dropped) if self.cuts => nbdkit::cut_connection(),
+            Err(Dropped) => turnstile::pass_to_answer(),
+            // Older ones answer a client that is gone, too. Nobody is there to be
+            // answered once the connection is finalized.
+            Ok(_) if self.cuts || !is_gone.get() || self.is_finalized() => {}
+            Ok(_) => turnstile::pass_to_work(),
+        }
+        pass
     }
 
-    #[cold]
+    /// Whether the client of the calling thread has gone; also true when the server
+    /// ends. That need not be the client of this connection: a layer above us may
+    /// ask for something here on behalf of another one's. So the answer is good for
+    /// the request in hand and no other.
     fn is_gone(&self) -> bool {
-        let known = self.seen.load(Ordering::Relaxed) == GONE;
-        let gone = known || nbdkit::no_use_going_on();
-        if gone && self.seen.swap(GONE, Ordering::Relaxed) != GONE {
-            info!(
-                "a client is gone or the server is shutting down: \
-                 the connection's held requests end with ESHUTDOWN"
-            );
-        }
-        gone
+        // After `finalize` nbdkit has closed the socket that it would look at, whose
+        // number may be another client's by now.
+        self.is_finalized() || nbdkit::no_use_going_on()
+    }
+
+    fn is_finalized(&self) -> bool {
+        self.is_finalized.load(Ordering::Relaxed)
     }
 }

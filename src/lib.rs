@@ -16,7 +16,7 @@
 //! | [`connection`] | a client's connection: how its requests are admitted, whether it needs a flush |
 //! | [`connections`] | all of them, and how a pause flushes them |
 //! | [`exit`] | what is done where nbdkit gives up |
-//! | [`turnstile`] | how the threads of a dead connection leave |
+//! | [`turnstile`] | how threads answer a client that may be gone, where nbdkit can't cut a connection |
 //! | [`seat`] | the calling thread's place in the gate |
 //! | [`gate`] | who may pass and who waits; knows nothing of the other rooms |
 //! | [`control`] | controllers, their protocol, and the state of the pause |

@@ -85,6 +85,11 @@ pub fn catch_up() -> bool {
     with_unsaid(again).unwrap_or(false)
 }
 
+/// Whether one who says something now would not wait.
+pub fn takes_more() -> bool {
+    os::stderr_takes_more(Duration::ZERO)
+}
+
 /// To nbdkit, whose log has more than ours in it.
 fn tell(is_error: bool, text: impl fmt::Display) {
     match is_error {
@@ -104,7 +109,7 @@ impl Unsaid {
     /// Whether the log takes a record now.
     fn log_takes_more(&mut self) -> bool {
         let patience = if self.stuck { Duration::ZERO } else { self.patience };
-        let mut takes_more = os::stderr_takes_more(Duration::ZERO);
+        let mut takes_more = takes_more();
         if !takes_more && !patience.is_zero() {
             let since = Instant::now();
             takes_more = os::stderr_takes_more(patience);

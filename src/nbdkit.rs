@@ -1,11 +1,13 @@
 //! The safe face of the functions that nbdkit offers to filters, and the raw
 //! bindings they come from. No decisions are taken here.
 
-use std::ffi::{CStr, CString, OsStr, c_char, c_int};
+use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_void};
 use std::fmt;
 use std::io::{self, Write};
+use std::mem;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 /// What bindgen made of the installed nbdkit-filter.h.
 #[allow(missing_docs, non_camel_case_types, non_upper_case_globals, dead_code)]
@@ -68,7 +70,48 @@ pub fn absolute_path(path: &CStr) -> Option<PathBuf> {
 /// Where it fails it prints an error line of its own.
 pub fn no_use_going_on() -> bool {
     // SAFETY: nbdkit_nanosleep takes plain numbers and any thread may call it.
-    unsafe { sys::nbdkit_nanosleep(0, 0) == -1 }
+    let has_failed = unsafe { sys::nbdkit_nanosleep(0, 0) == -1 };
+    // It could fail for want of memory, say.
+    has_failed && io::Error::last_os_error().raw_os_error() == Some(libc::ESHUTDOWN)
+}
+
+/// Whether `cut_connection` cuts. Asked once, in `config_complete`: what
+/// nbdkit_stdio_safe (nbdkit-plugin(3)) says is true of that time only.
+pub fn can_cut_connections() -> bool {
+    // With `nbdkit -s` the client can be at two pipes. nbdkit (1.42 measured) then
+    // dies of an assertion if it still has something to say on one that was cut.
+    // SAFETY: nbdkit_stdio_safe takes nothing.
+    let serves_by_sockets = unsafe { sys::nbdkit_stdio_safe() } != 0;
+    serves_by_sockets && disconnect().is_some()
+}
+
+/// Cuts the connection of the calling thread: no request of it is answered any
+/// more, and its client sees the end of it. Nothing happens on a thread that serves
+/// no connection (nbdkit-plugin(3), "nbdkit_disconnect").
+///
+/// Blocks while another thread of the connection sends a reply to a client that does
+/// not read.
+pub fn cut_connection() {
+    const FORCE: c_int = 1;
+    if let Some(disconnect) = disconnect() {
+        disconnect(FORCE);
+    }
+}
+
+type Disconnect = extern "C" fn(force: c_int);
+
+/// nbdkit 1.34 and newer have it. It is looked up rather than linked, since an older
+/// one that is given this library is to say that it is of another version, and not
+/// that a symbol is missing.
+fn disconnect() -> Option<Disconnect> {
+    static FOUND: OnceLock<Option<Disconnect>> = OnceLock::new();
+    *FOUND.get_or_init(|| {
+        // SAFETY: dlsym(3) takes a string that ends in NUL.
+        let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"nbdkit_disconnect".as_ptr()) };
+        // SAFETY: NULL is None; else it is a function of this type, by nbdkit-plugin(3),
+        // in the program itself, which is never unloaded.
+        unsafe { mem::transmute::<*mut c_void, Option<Disconnect>>(found) }
+    })
 }
 
 /// What a parameter of kind BOOL says, by nbdkit's own rules (nbdkit-plugin(3),
@@ -161,6 +204,11 @@ mod no_server {
     #[unsafe(no_mangle)]
     extern "C" fn nbdkit_parse_bool(_value: *const c_char) -> c_int {
         -1
+    }
+
+    #[unsafe(no_mangle)]
+    extern "C" fn nbdkit_stdio_safe() -> c_int {
+        1
     }
 
     #[unsafe(no_mangle)]

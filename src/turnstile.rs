@@ -1,69 +1,97 @@
-//! Lets the threads of one connection go one after the other, where many have
-//! to end a request for a client that is gone.
+//! Lets threads go one after the other that have to answer a client that is gone, or
+//! may be. Only used where nbdkit can't cut a connection.
 //!
 //! nbdkit (1.32 measured, `raw_send_socket: Assertion "sock >= 0" failed`) ends
 //! the whole server if two threads answer a dead client at the same moment: the
 //! first to fail closes the socket under the other. Held requests would do just
 //! that, up to 16 at once. A thread that has failed to answer ends, and what it
 //! keeps here ends with it; from then on nbdkit answers nobody on that
-//! connection, and the next thread may go.
+//! connection, and the next thread may go. Which threads belong to one connection
+//! is not known: a layer above us may use one connection on a thread of another.
+//! So there is one turnstile for all of them.
 
 use std::cell::Cell;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-/// Who has to be waited for no longer than this is stuck in its answer, to a
-/// client that lives and does not read: nobody closes the socket then.
+/// Nobody waits longer than this for a thread that has an error to answer. It is stuck
+/// in that, with a client that lives and does not read: nobody closes the socket then.
 const LIMIT: Duration = Duration::from_millis(100);
+
+/// Nor than this for one that has something to do before it answers. A plugin that
+/// takes longer keeps their answers apart by itself, more or less.
+const LIMIT_BEFORE_WORK: Duration = Duration::from_millis(10);
+
+static TURNSTILE: Turnstile = Turnstile::new();
 
 thread_local! {
     /// The turn of a thread that has gone through, until it ends or is back.
     static TURN: Cell<Option<Turn>> = const { Cell::new(None) };
 }
 
-/// See the file's text.
-pub struct Turnstile {
-    limit: Duration,
-    taken: Mutex<bool>,
+/// For a thread that answers next: returns when the thread that went through before
+/// it has ended, or has come back, and at the latest when that one's time is over.
+pub fn pass_to_answer() {
+    TURNSTILE.pass(LIMIT);
+}
+
+/// The same for a thread that has a request carried out first.
+pub fn pass_to_work() {
+    TURNSTILE.pass(LIMIT_BEFORE_WORK);
+}
+
+/// The calling thread has answered.
+pub fn leave() {
+    let _ = TURN.try_with(Cell::take);
+}
+
+struct Turnstile {
+    last: Mutex<Last>,
     free: Condvar,
 }
 
-impl Default for Turnstile {
-    fn default() -> Self {
-        Turnstile { limit: LIMIT, taken: Mutex::default(), free: Condvar::default() }
-    }
+/// Who has gone through last.
+struct Last {
+    number: u64,
+    /// Until when others wait for it; `None` when it has left.
+    until: Option<Instant>,
 }
 
-struct Turn(Arc<Turnstile>);
+struct Turn {
+    turnstile: &'static Turnstile,
+    number: u64,
+}
 
 impl Turnstile {
-    /// Returns when the thread that went through before the calling one has
-    /// ended, or has come back with another request.
-    pub fn pass(self: &Arc<Self>) {
+    const fn new() -> Self {
+        Turnstile { last: Mutex::new(Last { number: 0, until: None }), free: Condvar::new() }
+    }
+
+    /// `limit` is how long others wait for the calling thread.
+    fn pass(&'static self, limit: Duration) {
         // It has answered the request before, and well, or it would not be here.
-        let _ = TURN.try_with(Cell::take);
-        let turn = Turn(self.clone());
-        let deadline = Instant::now().checked_add(self.limit);
-        let mut taken = self.taken.lock();
-        while *taken {
-            let waited = deadline.map(|deadline| self.free.wait_until(&mut taken, deadline));
-            if waited.is_none_or(|waited| waited.timed_out()) {
-                break;
-            }
+        leave();
+        let mut last = self.last.lock();
+        // Where one is given up, its successor is the next to be waited for.
+        while let Some(until) = last.until.filter(|until| *until > Instant::now()) {
+            self.free.wait_until(&mut last, until);
         }
-        *taken = true;
-        drop(taken);
+        let number = last.number.wrapping_add(1);
+        *last = Last { number, until: Instant::now().checked_add(limit) };
+        drop(last);
         // A thread past its end has no turn to keep, and gives it back here.
-        let _ = TURN.try_with(|kept| kept.set(Some(turn)));
+        let _ = TURN.try_with(|kept| kept.set(Some(Turn { turnstile: self, number })));
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        *self.0.taken.lock() = false;
-        self.0.free.notify_one();
+        let mut last = self.turnstile.last.lock();
+        if last.number == self.number {
+            last.until = None;
+            self.turnstile.free.notify_one();
+        }
     }
 }
 
@@ -74,16 +102,17 @@ mod tests {
 
     use super::*;
 
+    /// However slow the machine is, nobody is taken to be stuck.
+    const LONG: Duration = Duration::from_secs(60);
+
     #[test]
     fn a_thread_goes_when_the_one_before_has_ended() {
-        // However slow the machine is, nobody is taken to be stuck.
-        let limit = Duration::from_secs(60);
-        let turnstile = Arc::new(Turnstile { limit, ..Turnstile::default() });
+        static TURNSTILE: Turnstile = Turnstile::new();
         let gone = AtomicUsize::new(0);
         thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
-                    turnstile.pass();
+                    TURNSTILE.pass(LONG);
                     // Alone: who is next waits until this thread has ended.
                     let before = gone.load(Ordering::SeqCst);
                     thread::sleep(Duration::from_millis(2));
@@ -96,18 +125,37 @@ mod tests {
 
     #[test]
     fn a_thread_that_is_back_is_waited_for_no_more() {
-        let turnstile = Arc::new(Turnstile::default());
+        static TURNSTILE: Turnstile = Turnstile::new();
         let start = Instant::now();
         for _ in 0..1_000 {
-            turnstile.pass();
+            TURNSTILE.pass(LONG);
         }
-        assert!(start.elapsed() < 50 * LIMIT, "it waited for itself");
+        assert!(start.elapsed() < LONG, "it waited for itself");
     }
 
+    /// Each of them is stuck, so that the next one goes when its time is over, and not
+    /// before.
     #[test]
-    fn a_thread_that_is_stuck_keeps_nobody_for_long() {
-        let turnstile = Arc::new(Turnstile::default());
-        turnstile.pass();
-        thread::scope(|scope| scope.spawn(|| turnstile.pass()).join().unwrap());
+    fn those_who_wait_for_one_that_is_stuck_go_one_after_the_other_still() {
+        const LIMIT: Duration = Duration::from_millis(50);
+        static TURNSTILE: Turnstile = Turnstile::new();
+        let start = Instant::now();
+        TURNSTILE.pass(LIMIT);
+        let passed = Mutex::new(Vec::new());
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    TURNSTILE.pass(LIMIT);
+                    passed.lock().push(start.elapsed());
+                    thread::sleep(6 * LIMIT);
+                });
+            }
+        });
+        // At the earliest; in which order they have noted it is no matter.
+        let mut passed = passed.into_inner();
+        passed.sort();
+        for (place, time) in (1..).zip(passed) {
+            assert!(time >= place * LIMIT, "the {place}th has gone after {time:?}");
+        }
     }
 }

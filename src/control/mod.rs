@@ -28,6 +28,7 @@ use log::{error, info};
 use crate::advice::Advised;
 use crate::gate::Gate;
 use crate::logger;
+use crate::nbdkit;
 use crate::os::{self, Bell, POLLIN, PollFd};
 use crate::socket::ControlSocket;
 use caretaker::Caretaker;
@@ -43,6 +44,9 @@ const STACK: usize = 128 * 1024;
 
 /// When poll(2) fails, or the log takes nothing, it is tried again after so long.
 const RETRY: Duration = Duration::from_millis(100);
+
+/// While the server is paused, it is noticed so soon that it was told to end.
+const LOOK_FOR_THE_END: Duration = Duration::from_millis(20);
 
 /// What the parameters say of pauses.
 pub struct Rules {
@@ -85,6 +89,8 @@ impl Control {
             holds: rules.holds,
             controllers: Vec::new(),
             unsaid: false,
+            server_ends: false,
+            looked: None,
             doorman,
         };
         let thread = os::without_signals(|| {
@@ -119,6 +125,10 @@ struct Loop {
     controllers: Vec<Controller>,
     /// The log has still to be told something.
     unsaid: bool,
+    /// The server was told to end.
+    server_ends: bool,
+    /// When that was asked last, or the server was paused.
+    looked: Option<Instant>,
     /// Has the socket, which goes when nothing is left that it could control.
     doorman: Doorman,
 }
@@ -157,7 +167,8 @@ impl Loop {
         let deadline = deadlines.into_iter().flatten().min();
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let again = self.unsaid.then_some(RETRY);
-        left.into_iter().chain(again).min()
+        let look = self.looks_for_the_end().then_some(LOOK_FOR_THE_END);
+        left.into_iter().chain(again).chain(look).min()
     }
 
     /// Does all that can be done now. `fds` is in the order `run` made it. What it
@@ -186,6 +197,34 @@ impl Loop {
             self.doorman.empty_first(former);
         }
         self.unsaid = logger::catch_up();
+        self.look_for_the_end();
+    }
+
+    fn looks_for_the_end(&self) -> bool {
+        self.pause.is_closed() && !self.server_ends
+    }
+
+    /// Nobody tells us that the server was told to end, and this thread serves no
+    /// connection whose end could be taken for it.
+    fn look_for_the_end(&mut self) {
+        if !self.looks_for_the_end() {
+            self.looked = None;
+            return;
+        }
+        // Not in each turn: a pause that is short is not slowed down by it.
+        let now = Instant::now();
+        let looked = *self.looked.get_or_insert(now);
+        if now.saturating_duration_since(looked) < LOOK_FOR_THE_END {
+            return;
+        }
+        self.looked = Some(now);
+        // nbdkit says what it has found, and would wait for a log that is stuck.
+        let may_ask = !self.stop.load(Ordering::Acquire) && logger::takes_more();
+        if may_ask && nbdkit::no_use_going_on() {
+            self.server_ends = true;
+            self.pause.shut_down();
+            self.move_on();
+        }
     }
 
     /// Looks how far the pause is, and answers whom it concerns.

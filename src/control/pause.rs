@@ -141,6 +141,17 @@ impl Pause {
         }
     }
 
+    /// Whether requests are held.
+    pub fn is_closed(&self) -> bool {
+        self.closed().is_some()
+    }
+
+    /// The server was told to end. Held requests are dropped, and the pause ends if
+    /// one waits that may not be: ask `progress`.
+    pub fn shut_down(&mut self) {
+        self.gate.shut_down();
+    }
+
     /// When `progress` is to be asked even if no bell rings.
     pub fn deadline(&self) -> Option<Instant> {
         self.closed().and_then(|closed| closed.deadline)
@@ -155,6 +166,15 @@ impl Pause {
                 "pause-timeout: the pause is ended after {:?}; whoever relied on it must not: \
                  a snapshot that is being taken now is torn",
                 self.timeout.unwrap_or_default(),
+            );
+            return Progress::Ended;
+        }
+        if self.gate.must_open() {
+            self.end(format_args!("resumed by the end of the server"));
+            error!(
+                "the server was told to end, and requests that may not be dropped are held: \
+                 the pause is ended for them; whoever relied on it must not: a snapshot that is \
+                 being taken now is torn"
             );
             return Progress::Ended;
         }

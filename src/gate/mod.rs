@@ -43,9 +43,9 @@
 //! acquires). Backing out is leaving: it, too, may wake a closing side that saw
 //! a request which was never inside.
 //!
-//! *No wake-up is lost.* Requests sleep on the state itself, a futex: the kernel
-//! puts a request to sleep only if the state is still the one it saw, and
-//! opening changes the state before it wakes.
+//! What becomes of a request that has backed out is the affair of `waiters`.
+//!
+//! # Without membarrier
 //!
 //! Where there is no membarrier the state carries FENCED from the first to the
 //! last request. Then no state is OPEN, every entry and exit takes the slow path,
@@ -57,14 +57,17 @@ mod counts;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod waiters;
 
-use std::time::Duration;
+use std::mem;
 
 pub use barrier::{Barrier, BarrierFailed};
 pub use counts::{Seat, TakenSeat};
+pub use waiters::{Dropped, Worth};
 
 use counts::Counts;
-use sync::{AtomicUsize, Futex, Mutex, Ordering, fence, light_barrier};
+use sync::{AtomicBool, AtomicU32, AtomicUsize, Futex, Mutex, Ordering, fence, light_barrier};
+use waiters::Waiters;
 
 /// Requests pass.
 const OPEN: u32 = 0;
@@ -75,10 +78,8 @@ const DRAINING: u32 = 2;
 /// There is no membarrier: look again behind a fence.
 const FENCED: u32 = 4;
 
-/// A held request looks at least this often whether waiting is still of use.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
-
-/// See the module's text. All methods may be called from any thread.
+/// See the module's text. Requests may come on any threads. There is one closing side:
+/// `close`, `drained` and `open` are called by one thread at a time.
 pub struct Gate {
     /// | value (beside FENCED) | meaning |
     /// |---|---|
@@ -87,15 +88,20 @@ pub struct Gate {
     /// | CLOSED | requests wait; none is inside |
     /// | DRAINING alone | never |
     ///
-    /// FENCED is in all of them or in none. Only written with `switch` locked.
-    state: Futex,
-    /// How often the gate was opened, the first time included. Next to `state`,
-    /// since every request reads both.
-    openings: AtomicUsize,
+    /// FENCED is in all of them or in none. Only written with `waiters` locked.
+    state: AtomicU32,
     barrier: Barrier,
-    switch: Mutex<()>,
     counts: Counts,
-    held: AtomicUsize,
+    waiters: Mutex<Waiters>,
+    /// How often the gate was opened after it was closed. Only written with `waiters`
+    /// locked.
+    openings: AtomicUsize,
+    /// Those whom an opening has let in and who are in no seat's count yet.
+    let_in: AtomicUsize,
+    /// Waiters sleep on it. It changes with each opening, and when the server ends.
+    events: Futex,
+    /// The server was told to end.
+    ending: AtomicBool,
     wake_closing_side: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -107,25 +113,23 @@ pub struct Pass<'a> {
     before: usize,
 }
 
-/// Waiting was of no use any more; the request did not go in.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Gone;
-
 impl Gate {
     /// An open gate. `wake_closing_side` is called, on a thread that makes
-    /// requests, when it is time to ask [`Gate::drained`] again; it may be
-    /// called in vain, and must not wait for anything.
+    /// requests, when it is time to ask [`Gate::drained`] and [`Gate::must_open`]
+    /// again; it may be called in vain, and must not wait for anything.
     pub fn new(barrier: Barrier, wake_closing_side: impl Fn() + Send + Sync + 'static) -> Self {
         Gate {
-            state: Futex::new(match barrier {
+            state: AtomicU32::new(match barrier {
                 Barrier::Membarrier => OPEN,
                 Barrier::Fences => OPEN | FENCED,
             }),
-            openings: AtomicUsize::new(1),
             barrier,
-            switch: Mutex::new(()),
             counts: Counts::new(),
-            held: AtomicUsize::new(0),
+            waiters: Mutex::new(Waiters::default()),
+            openings: AtomicUsize::new(0),
+            let_in: AtomicUsize::new(0),
+            events: Futex::new(0),
+            ending: AtomicBool::new(false),
             wake_closing_side: Box::new(wake_closing_side),
         }
     }
@@ -136,59 +140,29 @@ impl Gate {
         self.counts.take_seat()
     }
 
-    /// Goes in, or waits until that is possible. `is_gone` is asked when the
-    /// request starts to wait, every 100 ms while it waits, and once more
-    /// before it goes on: where it says yes, the request never goes in.
+    /// Goes in if the gate is open.
     ///
     /// `seat` is the calling thread's own, and of this gate.
     #[inline]
-    pub fn enter<'a>(
-        &'a self,
-        seat: &'a Seat,
-        is_gone: impl Fn() -> bool,
-    ) -> Result<Pass<'a>, Gone> {
+    pub fn enter<'a>(&'a self, seat: &'a Seat) -> Option<Pass<'a>> {
         let before = seat.enter(); // E1
         light_barrier();
         // E2. Acquire pairs with the Release of `open`: what was done while
         // the gate was closed has happened. The barriers do the rest.
-        if self.state.load(Ordering::Acquire) != OPEN {
-            self.enter_slowly(seat, before, &is_gone)?;
+        if self.state.load(Ordering::Acquire) != OPEN && self.is_closed_for(seat, before) {
+            return None;
         }
-        Ok(Pass { gate: self, seat, before })
+        Some(Pass { gate: self, seat, before })
     }
 
-    /// What `enter` does where the state isn't OPEN; counted in already.
+    /// Whether one that is counted in has to back out, and has.
     #[cold]
-    fn enter_slowly(
-        &self,
-        seat: &Seat,
-        before: usize,
-        is_gone: &dyn Fn() -> bool,
-    ) -> Result<(), Gone> {
-        while self.look_behind_fence() & CLOSED != 0 {
+    fn is_closed_for(&self, seat: &Seat, before: usize) -> bool {
+        let is_closed = self.look_behind_fence() & CLOSED != 0;
+        if is_closed {
             self.leave(seat, before);
-            self.wait_until_open(is_gone)?;
-            seat.enter(); // E1
-            light_barrier();
         }
-        Ok(())
-    }
-
-    fn wait_until_open(&self, is_gone: &dyn Fn() -> bool) -> Result<(), Gone> {
-        self.held.fetch_add(1, Ordering::Relaxed);
-        let result = loop {
-            if is_gone() {
-                break Err(Gone);
-            }
-            // Acquire: see `enter`.
-            let state = self.state.load(Ordering::Acquire);
-            if state & CLOSED == 0 {
-                break Ok(());
-            }
-            self.state.wait(state, LOOK_AGAIN);
-        };
-        self.held.fetch_sub(1, Ordering::Relaxed);
-        result
+        is_closed
     }
 
     #[inline]
@@ -226,7 +200,7 @@ impl Gate {
     /// The gate is open where the barrier could not be had.
     pub fn close(&self) -> Result<(), BarrierFailed> {
         {
-            let _switch = self.switch.lock();
+            let _waiters = self.waiters.lock();
             let state = self.state.load(Ordering::Relaxed);
             if state & CLOSED != 0 {
                 return Ok(());
@@ -240,15 +214,16 @@ impl Gate {
     /// Whether the gate is closed and no request is inside. Once true it stays
     /// so until the gate is opened.
     pub fn drained(&self) -> bool {
-        let _switch = self.switch.lock();
+        let _waiters = self.waiters.lock();
         let state = self.state.load(Ordering::Relaxed);
         if state & DRAINING == 0 {
             return state & CLOSED != 0;
         }
         // C2. A count that is zero now can only rise for a moment, by a
         // request that is about to see the mark and back out. So the counts
-        // need not be read all at once.
-        if self.counts.sum() != 0 {
+        // need not be read all at once. Who was let in has a count before it
+        // leaves `let_in`.
+        if self.let_in.load(Ordering::Acquire) != 0 || self.counts.sum() != 0 {
             return false;
         }
         // A request that was counted out is done: `sum` has acquired.
@@ -256,33 +231,31 @@ impl Gate {
         true
     }
 
-    /// Opens the gate and wakes every request that waits. Opening an open gate
+    /// Opens the gate and lets in every request that waits. Opening an open gate
     /// changes nothing.
     pub fn open(&self) {
-        let _switch = self.switch.lock();
-        let state = self.state.load(Ordering::Relaxed);
-        let openings = self.openings.load(Ordering::Relaxed);
-        self.openings.store(openings.wrapping_add(1), Ordering::Relaxed);
-        // Release: see `enter`.
-        self.state.store(state & FENCED, Ordering::Release);
-        self.state.wake_all();
-    }
-
-    /// How often the gate was opened, at least once. Who is inside sees every opening up
-    /// to the one that let it in (`open` releases, `enter` acquires).
-    #[inline]
-    pub fn openings(&self) -> usize {
-        self.openings.load(Ordering::Relaxed)
+        {
+            let mut waiters = self.waiters.lock();
+            let state = self.state.load(Ordering::Relaxed);
+            if state & CLOSED == 0 {
+                return;
+            }
+            // O1
+            let Waiters { held, .. } = mem::take(&mut *waiters);
+            self.let_in.fetch_add(held, Ordering::Relaxed);
+            let openings = self.openings.load(Ordering::Relaxed);
+            // Release, twice: what was done while the gate was closed has
+            // happened for who is let in, or finds the gate open.
+            self.openings.store(openings.wrapping_add(1), Ordering::Release);
+            self.state.store(state & FENCED, Ordering::Release);
+            self.count_event();
+        }
+        self.events.wake_all();
     }
 
     /// How many requests are inside; for the log, it may be old at once.
     pub fn in_flight(&self) -> usize {
-        self.counts.sum()
-    }
-
-    /// How many requests wait; for the log, it may be old at once.
-    pub fn held(&self) -> usize {
-        self.held.load(Ordering::Relaxed)
+        self.let_in.load(Ordering::Relaxed).wrapping_add(self.counts.sum())
     }
 
     /// How many threads have a seat.

@@ -4,12 +4,11 @@
 
 #[cfg(not(loom))]
 mod imp {
-    use std::sync::atomic::AtomicU32;
     use std::time::Duration;
 
     pub use parking_lot::Mutex;
     pub use std::sync::Arc;
-    pub use std::sync::atomic::{AtomicUsize, Ordering, fence};
+    pub use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, fence};
 
     /// Keeps the compiler from moving accesses across; costs no instruction.
     #[inline]
@@ -55,6 +54,11 @@ mod imp {
             }
         }
 
+        /// The same, in the shipped filter. The model knows no time that passes.
+        pub fn wait_briefly(&self, seen: u32, limit: Duration) {
+            self.wait(seen, limit);
+        }
+
         /// Wakes all that sleep. Store the new value before.
         pub fn wake_all(&self) {
             let operation = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
@@ -79,11 +83,10 @@ mod imp {
 mod imp {
     use std::time::Duration;
 
-    use loom::sync::atomic::AtomicU32;
     use loom::sync::{Condvar, MutexGuard};
 
     pub use loom::sync::Arc;
-    pub use loom::sync::atomic::{AtomicUsize, Ordering, fence};
+    pub use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, fence};
 
     /// The asymmetric barrier modelled as a full fence on both sides: what
     /// `membarrier(2)` makes of the light side where it matters.
@@ -125,6 +128,10 @@ mod imp {
                 drop(self.woken.wait(kernel));
             }
         }
+
+        /// The time is over at once; what happens meanwhile happens before or after.
+        /// To yield here would let all others go as far as they can.
+        pub fn wait_briefly(&self, _seen: u32, _limit: Duration) {}
 
         pub fn wake_all(&self) {
             let _kernel = self.kernel.lock();

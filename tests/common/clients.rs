@@ -6,7 +6,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use super::process::{Finished, Process, run, run_with_input};
+use super::nbd::{Client, Request};
+use super::process::{self, Finished, Process, run, run_with_input};
 use super::server::Server;
 use super::{GENEROUS, eventually, filter};
 
@@ -134,6 +135,20 @@ impl Writer {
             until_the_kernel_knows(server, client);
         }
     }
+}
+
+/// A write of 512 bytes (all 0xab) at offset 0, whose client has gone before the
+/// server can take it in. Returns when it has come; see `Setup::logged_above`.
+pub fn write_of_one_who_has_gone(server: &Server) {
+    const WRITE: &str = " Write id=";
+    let come = server.come(WRITE);
+    let mut client = Client::connect(server);
+    process::stop(server.pid());
+    client.send(Request::Write { offset: 0, byte: 0xab });
+    client.shut_down_sending_half();
+    drop(client);
+    process::go_on(server.pid());
+    server.has_come(WRITE, come + 1);
 }
 
 /// Waits until a client that was killed, with the TCP port `client` of 127.0.0.1,

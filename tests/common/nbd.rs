@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::server::Server;
-use super::{A_WHILE, GENEROUS, eventually};
+use super::{A_WHILE, GENEROUS, eventually, nbdkit};
 
 /// libnbd.h
 mod sys {
@@ -318,6 +318,16 @@ impl Client {
     pub fn ask_fua(&mut self, request: Request) {
         let ticket = self.send_with(request, FUA);
         assert!(self.reply(ticket).is_ok(), "{request:?} with FUA");
+    }
+
+    /// The request was held, and was dropped: within `limit` it fails, or where
+    /// nbdkit can do that the connection ends without a reply.
+    pub fn expect_dropped(&mut self, ticket: Ticket, limit: Duration) {
+        let error = match nbdkit::cuts_connections() {
+            true => libc::ENOTCONN,
+            false => libc::ESHUTDOWN,
+        };
+        assert_eq!(self.reply_within(ticket, limit), Some(Err(error)), "a held request");
     }
 
     /// No reply to any of these comes for a while.

@@ -67,6 +67,24 @@ pub fn command() -> Command {
     command
 }
 
+/// 32, for nbdkit 1.32.5.
+pub fn minor_version() -> u32 {
+    static MINOR: OnceLock<u32> = OnceLock::new();
+    *MINOR.get_or_init(|| {
+        let mut command = command();
+        command.arg("--version");
+        let version = run(command).succeeded().stdout;
+        let minor = version.trim().split('.').nth(1).expect("a version").parse();
+        minor.expect("a number")
+    })
+}
+
+/// Whether the connection of a request that is dropped is cut: the client gets no
+/// reply. Older ones answer it with ESHUTDOWN.
+pub fn cuts_connections() -> bool {
+    minor_version() >= 34
+}
+
 /// How nbdkit is told to use this plugin of its own. A path stays what it is.
 pub fn plugin(name: &str) -> String {
     own("plugin", name)

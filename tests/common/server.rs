@@ -9,13 +9,14 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
 use tempfile::TempDir;
 
 use super::control::Controller;
 use super::process::{self, Finished, Process, run};
-use super::{GENEROUS, PROMPT, eventually, filter, nbdkit};
+use super::{A_WHILE, GENEROUS, PROMPT, eventually, filter, nbdkit};
 
 /// The user that `nbdkit -u nobody` becomes.
 pub const NOBODY: u32 = 65534;
@@ -36,6 +37,14 @@ pub enum ThreadModel {
 }
 
 impl ThreadModel {
+    /// How many requests of one connection the filter sees at once, and can hold.
+    pub fn at_once(self) -> usize {
+        match self {
+            ThreadModel::Parallel => 16,
+            _ => 1,
+        }
+    }
+
     fn serialize(self) -> Option<&'static str> {
         match self {
             ThreadModel::Parallel => None,
@@ -152,6 +161,12 @@ impl Setup {
         self.below("log", &["logfile=log"])
     }
 
+    /// nbdkit-log-filter right above what was given before: `above` in the folder
+    /// has what comes to the filter under test.
+    pub fn logged_above(self) -> Self {
+        self.above("log", &["logfile=above"])
+    }
+
     /// More parameters, `key=value`.
     pub fn parameters(mut self, parameters: &[&str]) -> Self {
         self.plugin.extend(parameters.iter().map(|&part| part.to_owned()));
@@ -184,6 +199,10 @@ impl Setup {
     pub fn tcp(mut self) -> Self {
         self.tcp = true;
         self
+    }
+
+    pub fn is_tcp(&self) -> bool {
+        self.tcp
     }
 
     /// On 127.0.0.1, to clients that speak TLS and have the key.
@@ -551,6 +570,17 @@ impl Server {
         fs::read_to_string(self.path("log")).expect("the log")
     }
 
+    /// How many lines with `what` in them are in the log above the filter under test.
+    pub fn come(&self, what: &str) -> usize {
+        fs::read_to_string(self.path("above")).map_or(0, |log| log.matches(what).count())
+    }
+
+    /// Waits until there are so many, and the filter has had time to take them in.
+    pub fn has_come(&self, what: &str, count: usize) {
+        eventually(&format!("{count} times {what:?}"), GENEROUS, || self.come(what) >= count);
+        thread::sleep(A_WHILE);
+    }
+
     /// How much nbdkit-log-filter has written.
     pub fn logged_bytes(&self) -> u64 {
         fs::metadata(self.path("log")).expect("the log").len()
@@ -659,5 +689,14 @@ impl Ended {
     /// A path in the server's folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.setup.path(name)
+    }
+
+    /// The same, to be started again in the same folder.
+    pub fn again(self) -> Setup {
+        for left in ["nbd", "pid"] {
+            // nbdkit may have removed it.
+            let _ = fs::remove_file(self.path(left));
+        }
+        self.setup
     }
 }

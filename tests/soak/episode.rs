@@ -50,7 +50,8 @@ pub fn run(plan: Plan) -> Result<Tally, String> {
     }));
     let _ = panic::catch_unwind(AssertUnwindSafe(|| act(&world)));
     let _ = fs::write(folder.join("messages"), world.server.messages());
-    let World { plan, server, controllers, lives, clock, .. } = world;
+    let World { plan, server, controllers, lives, clock, terminated, .. } = world;
+    let terminated = terminated.into_inner().unwrap_or(Mark::NEVER);
     let _ = panic::catch_unwind(|| server.ended(SOON).well());
     panic::set_hook(usual);
 
@@ -59,7 +60,7 @@ pub fn run(plan: Plan) -> Result<Tally, String> {
     write_history(&folder, &controllers).expect("the history");
     let result = match FIRST_PANIC.lock().take() {
         Some(panic) => Err(vec![panic]),
-        None => judge(&plan, &folder, &controllers, &lives, |at| {
+        None => judge(&plan, &folder, &controllers, &lives, terminated, |at| {
             let before = clock.partition_point(|mark| mark.at <= at);
             before.checked_sub(1).map_or(0, |last| clock[last].log)
         }),
@@ -170,9 +171,10 @@ fn judge(
     folder: &Path,
     controllers: &[Connection],
     lives: &[Life],
+    terminated: Mark,
     log_at: impl Fn(Duration) -> u64,
 ) -> Result<Tally, Vec<String>> {
-    let model = Model::new(controllers, plan.rules(), log_at);
+    let model = Model::new(controllers, plan.rules(), terminated, log_at);
     let pauses = model.pauses();
     let text = fs::read_to_string(folder.join("log")).expect("the log");
     let log = Log::new(&text);

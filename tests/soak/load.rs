@@ -101,6 +101,8 @@ pub struct Life {
     pub number: u64,
     /// It has ended without a farewell, and by then the server's kernel knew.
     pub died: Option<Mark>,
+    /// Then all that it had asked for was held, and was dropped.
+    pub was_held: bool,
     blocks: [Block; BLOCKS as usize],
 }
 
@@ -180,7 +182,7 @@ pub fn come_and_go(world: &World, random: &mut Random) {
         }
         let number = world.next_life();
         assert!(number < (FIO << 20) / REGION, "too many clients for this disk");
-        let mut life = Life { number, died: None, blocks: Default::default() };
+        let mut life = Life { number, died: None, was_held: false, blocks: Default::default() };
         let (gap, seed) = (random.one_of(&[0, 1, 5]), random.below(0..1 << 32));
         let numbers = [number * REGION, BLOCKS - 1, depth, gap, seed].map(|n| n.to_string());
         let mut words = vec!["-c", CLIENT];
@@ -201,7 +203,9 @@ pub fn come_and_go(world: &World, random: &mut Random) {
             true => world.sleep(random.millis(0..500)),
             false => fate = Fate::Leaves,
         }
-        let finished = end(world, random, process, fate, &mut life);
+        let all_can_be_held =
+            depth <= world.plan.model.at_once() as u64 && !world.plan.has_one_lock();
+        let finished = end(world, random, process, fate, all_can_be_held, &mut life);
         life.learn(&finished.stdout);
         world.lives.lock().push(life);
     }
@@ -236,12 +240,13 @@ fn end(
     random: &mut Random,
     mut process: Process,
     fate: Fate,
+    all_can_be_held: bool,
     life: &mut Life,
 ) -> Finished {
     match fate {
         Fate::IsKilled if !world.all_leave() => return kill(world, process, life),
         Fate::IsKilledInAPause if !world.controllers_leave() => {
-            match kill_in_a_pause(world, random, process, life) {
+            match kill_in_a_pause(world, random, process, all_can_be_held, life) {
                 Ok(finished) => return finished,
                 Err(it) => process = it,
             }
@@ -296,6 +301,7 @@ fn kill_in_a_pause(
     world: &World,
     random: &mut Random,
     process: Process,
+    all_can_be_held: bool,
     life: &mut Life,
 ) -> Result<Finished, Process> {
     let nobody_resumes = world.resumes.write();
@@ -309,10 +315,14 @@ fn kill_in_a_pause(
     let is_paused = wire.settle() && wire.last_reply() != Some(b'X');
     let mut result = Err(process);
     if is_paused && !world.server_goes() {
-        world.sleep(random.millis(0..150));
+        // It sends no more than it may have in flight. In a second, however busy the
+        // machine is, that has arrived.
+        let all_arrive = all_can_be_held && world.plan.timeout.is_none() && random.once_in(3);
+        world.sleep(if all_arrive { A_SECOND } else { random.millis(0..150) });
+        life.was_held = all_arrive && !world.all_leave();
         result = result.or_else(|process| Ok(kill(world, process, life)));
         match random.below(0..4) {
-            0 if !world.plan.has_one_lock() => wait_until_its_threads_are_free(world, life),
+            0 if life.was_held => wait_until_its_threads_are_free(world, life),
             1 => world.sleep(random.millis(0..150)),
             _ => {}
         }

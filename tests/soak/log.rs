@@ -94,12 +94,12 @@ impl<'a> Log<'a> {
         wrong
     }
 
-    /// Nothing that a client had asked for is begun after it has died in a
-    /// pause, or had done so when that pause began.
+    /// Nothing that was held for a client is begun after it has died in that pause.
     pub fn work_for_the_dead(&self, lives: &[Life], pauses: &[Pause]) -> Vec<String> {
         // The place in the log from which on each one is dead.
         let dead: HashMap<u64, usize> = lives
             .iter()
+            .filter(|life| life.was_held)
             .filter_map(|life| {
                 let died = life.died?;
                 let pause = pauses.iter().find(|pause| pause.has(died))?;

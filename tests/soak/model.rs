@@ -14,9 +14,9 @@
 //! |---|---|---|
 //! | `r` | `R` | always |
 //! | `p` `+` | `P` `+` | the plugin was idle for a moment, and no `r` must have come before that |
-//! | `p` `+` | `X` | an `r` of another, or a timeout, can have come while it waited |
+//! | `p` `+` | `X` | an `r` of another, a timeout or SIGTERM can have come while it waited |
 //! | `-` | `-` | there is a hold, and no `r` and no timeout must have come since its `+` |
-//! | `-` | `X` | there is no hold, or an `r` or a timeout can have come since its `+` |
+//! | `-` | `X` | there is no hold, or an `r`, a timeout or SIGTERM can have come since its `+` |
 //! | any other | `X` | always; `+` and `-` are such without pause-hold |
 //!
 //! A timeout comes so long after the gate was closed. Who closed it? The first
@@ -26,9 +26,10 @@
 //!
 //! From the reply `P` or `+` on the server is *surely paused*, until something
 //! is sent that may end that very pause or hold: any `r`; for a hold its `-` and
-//! the end of its connection; or until the timeout may come. It is not sure at
-//! all if an `r` was under way together with the command. SIGTERM ends no pause:
-//! held requests end with an error, and none reaches the plugin.
+//! the end of its connection; or until the timeout or SIGTERM may come. It is not
+//! sure at all if an `r` was under way together with the command. SIGTERM ends a
+//! pause where a request waits that may not be dropped, and where none does, it
+//! need not.
 
 use std::time::Duration;
 
@@ -119,13 +120,20 @@ struct Closing<'a> {
 pub struct Model<'a> {
     history: &'a [Connection],
     rules: Rules,
+    /// When SIGTERM was sent at the earliest.
+    terminated: Mark,
     resumes: Vec<Step<'a>>,
     closings: Vec<Closing<'a>>,
 }
 
 impl<'a> Model<'a> {
     /// `log_at` is how long the log was at a moment, or shortly before.
-    pub fn new(history: &'a [Connection], rules: Rules, log_at: impl Fn(Duration) -> u64) -> Self {
+    pub fn new(
+        history: &'a [Connection],
+        rules: Rules,
+        terminated: Mark,
+        log_at: impl Fn(Duration) -> u64,
+    ) -> Self {
         let steps = history.iter().enumerate().flat_map(|(connection, all)| {
             let commands = all.commands.iter().enumerate();
             commands.map(move |(index, command)| Step { connection, index, command })
@@ -138,7 +146,7 @@ impl<'a> Model<'a> {
         };
         let mut closers: Vec<Step> = others.into_iter().filter(closes).collect();
         closers.sort_by_key(|step| step.command.until.at);
-        let mut model = Model { history, rules, resumes, closings: Vec::new() };
+        let mut model = Model { history, rules, terminated, resumes, closings: Vec::new() };
         for place in 0..closers.len() {
             let closing = model.closing(closers[place], &closers[place + 1..], &log_at);
             model.closings.push(closing);
@@ -228,7 +236,8 @@ impl<'a> Model<'a> {
         let resumed = self.resumes.iter().any(|r| from.can_precede(*r) && r.can_precede(to));
         let earliest = self.closing_of(from).earliest;
         let deadline = self.rules.timeout.map(|timeout| earliest + timeout);
-        match resumed || deadline.is_some_and(|deadline| deadline <= to.command.until.at) {
+        let enders = [deadline.unwrap_or(Duration::MAX), self.terminated.at];
+        match resumed || enders.iter().any(|&end| end <= to.command.until.at) {
             true => Ok(()),
             false => Err(format!("nothing can have ended {}", describe(from.command))),
         }
@@ -308,7 +317,8 @@ impl<'a> Model<'a> {
             .any(|r| step.can_precede(*r) && r.command.sent.at < command.until.at);
         let mut sure = None;
         if granted && !overtaken {
-            let mut enders: Vec<Mark> = self.resumes.iter().map(|r| r.command.sent).collect();
+            let resumes = self.resumes.iter().map(|r| r.command.sent);
+            let mut enders: Vec<Mark> = resumes.chain([self.terminated]).collect();
             enders.retain(|sent| sent.at >= command.until.at);
             if is_hold {
                 enders.push(connection.closed);
@@ -409,7 +419,7 @@ fn the_model_finds_replies_that_cannot_be_right_and_no_others() {
     for (texts, count) in [(&right[..], 0), (&wrong[..], 1)] {
         for text in texts {
             let history = history(text);
-            let found = Model::new(&history, rules, |_| 0).wrong_replies();
+            let found = Model::new(&history, rules, Mark::NEVER, |_| 0).wrong_replies();
             assert_eq!(found.len(), count, "{text}: {found:?}");
         }
     }
@@ -435,8 +445,29 @@ fn the_model_is_sure_of_a_pause_until_something_can_end_it() {
     let rules = Rules { holds: true, timeout: Some(Duration::from_secs(10)) };
     for (text, pauses) in cases {
         let history = history(text);
-        let found = Model::new(&history, rules, |at| at.as_secs()).pauses();
+        let found = Model::new(&history, rules, Mark::NEVER, |at| at.as_secs()).pauses();
         let found: Vec<_> = found.iter().map(|pause| (pause.from.log, pause.until.log)).collect();
         assert_eq!(found, pauses, "{text}");
     }
+}
+
+#[test]
+fn for_the_model_sigterm_can_end_a_pause_and_need_not() {
+    let rules = Rules { holds: true, timeout: None };
+    let terminated = Mark { at: Duration::from_secs(5), log: 5 };
+    let cases = [
+        ("+ 0 1 +, - 7 8 X", 0),
+        ("+ 0 1 +, - 7 8 -", 0),
+        ("p 4 6 X", 0),
+        ("+ 0 1 +, - 2 3 X", 1),
+        ("p 0 4 X", 1),
+    ];
+    for (text, count) in cases {
+        let history = history(text);
+        let model = Model::new(&history, rules, terminated, |_| 0);
+        assert_eq!(model.wrong_replies().len(), count, "{text}");
+    }
+    let history = history("p 0 1 P, r 8 9 R");
+    let pauses = Model::new(&history, rules, terminated, |_| 0).pauses();
+    assert_eq!(pauses.iter().map(|pause| pause.until.log).collect::<Vec<_>>(), [5]);
 }

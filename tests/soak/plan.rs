@@ -1,11 +1,9 @@
 //! What an episode is to be: which server, who drives it, for how long, and how
 //! it ends. All of it follows from the episode's seed.
 
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use crate::common::nbdkit;
-use crate::common::process::run;
 use crate::common::random::Random;
 use crate::common::server::{Setup, ThreadModel};
 use crate::model::Rules;
@@ -34,7 +32,7 @@ pub enum End {
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub seed: u64,
-    model: ThreadModel,
+    pub model: ThreadModel,
     pub tcp: bool,
     pub commands: Commands,
     pub timeout: Option<Duration>,
@@ -146,13 +144,5 @@ impl Plan {
 /// when two threads answer a dead client at once, with this filter and without
 /// (measured with nbdkit-delay-filter alone: 1.32 does, 1.42 does not).
 pub fn dead_clients_are_dangerous() -> bool {
-    static OLD: OnceLock<bool> = OnceLock::new();
-    *OLD.get_or_init(|| {
-        let mut command = nbdkit::command();
-        command.arg("--version");
-        // nbdkit 1.32.5
-        let version = run(command).succeeded().stdout;
-        let minor = version.trim().split('.').nth(1).expect("a version").parse::<u32>();
-        minor.expect("a number") < 42
-    })
+    nbdkit::minor_version() < 42
 }

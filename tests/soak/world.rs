@@ -58,8 +58,8 @@ pub struct World {
     stage: AtomicU8,
     /// From here on nothing keeps a request from being answered.
     nothing_holds: OnceLock<Instant>,
-    /// SIGTERM was sent, or is about to be.
-    terminated: AtomicBool,
+    /// When SIGTERM was sent at the earliest.
+    pub terminated: OnceLock<Mark>,
     failed: AtomicBool,
 }
 
@@ -78,7 +78,7 @@ impl World {
             next_life: AtomicU64::new(0),
             stage: AtomicU8::new(ALL_WORK),
             nothing_holds: OnceLock::new(),
-            terminated: AtomicBool::new(false),
+            terminated: OnceLock::new(),
             failed: AtomicBool::new(false),
         }
     }
@@ -105,7 +105,7 @@ impl World {
 
     pub fn terminate(&self) {
         let _nobody_connects = self.connects.write();
-        self.terminated.store(true, Ordering::SeqCst);
+        let _ = self.terminated.set(self.mark());
         self.server.terminate();
         self.tell_all_to_leave();
     }
@@ -127,7 +127,7 @@ impl World {
 
     /// The server was told to end, so that connections may, too.
     pub fn server_goes(&self) -> bool {
-        self.terminated.load(Ordering::SeqCst) || self.failed()
+        self.terminated.get().is_some() || self.failed()
     }
 
     pub fn failed(&self) -> bool {

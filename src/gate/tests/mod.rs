@@ -9,7 +9,7 @@ mod real;
 use std::time::Duration;
 
 use super::sync::{Arc, AtomicUsize, Futex, Mutex, Ordering, thread};
-use super::{Barrier, Gate, Gone, Seat};
+use super::{Barrier, Dropped, Gate, Seat, Worth};
 
 struct Scene {
     gate: Arc<Gate>,
@@ -49,8 +49,11 @@ impl Scene {
         }
     }
 
-    fn request(&self, seat: &Seat, is_gone: impl Fn() -> bool) -> Result<(), Gone> {
-        let _pass = self.gate.enter(seat, is_gone)?;
+    fn request(&self, seat: &Seat, is_gone: impl Fn() -> bool) -> Result<(), Dropped> {
+        let _pass = match self.gate.enter(seat) {
+            Some(pass) => pass,
+            None => self.gate.wait(seat, Worth::All, is_gone)?,
+        };
         // Relaxed, so that only the gate orders what is checked.
         self.working.fetch_add(1, Ordering::Relaxed);
         self.done.fetch_add(1, Ordering::Relaxed);

@@ -1,9 +1,11 @@
 //! What must hold in every interleaving: `cargo test` tries some on real
 //! threads, `RUSTFLAGS="--cfg loom" cargo test --lib gate::tests::model` all.
 
+use std::time::Duration;
+
 use super::Scene;
-use crate::gate::Barrier;
 use crate::gate::sync::{Arc, AtomicUsize, Ordering, model, thread};
+use crate::gate::{Barrier, Dropped, Worth};
 
 fn for_both_barriers(test: fn(Barrier)) {
     // Registers the test process, where the kernel lets it.
@@ -78,26 +80,161 @@ fn a_drain_can_be_cancelled_at_any_moment() {
     });
 }
 
+/// Waits until so many requests are in line.
+fn until_held(scene: &Scene, count: usize) {
+    while scene.gate.held() < count {
+        thread::yield_now();
+    }
+}
+
 #[test]
-fn a_held_request_that_is_gone_when_woken_never_passes() {
+fn what_is_held_is_let_in_by_an_opening_and_awaited_by_the_next_drain() {
+    for_both_barriers(|barrier| {
+        let scene = Scene::new(barrier);
+        scene.drain();
+        let client = scene.clone();
+        let requests = thread::spawn(move || {
+            let seat = client.gate.take_seat();
+            client.request(&seat, || false).unwrap();
+        });
+        until_held(&scene, 1);
+        scene.gate.open();
+        scene.drain();
+        assert_eq!(scene.done.load(Ordering::Relaxed), 1, "it was held when the gate opened");
+        scene.assert_quiesced();
+        // Nobody opens again.
+        requests.join().unwrap();
+        assert_eq!(scene.gate.held(), 0);
+    });
+}
+
+#[test]
+fn a_request_that_meets_a_gate_which_opens_and_closes_is_before_or_behind_the_pause() {
+    for_both_barriers(|barrier| {
+        let scene = Scene::new(barrier);
+        scene.gate.close().unwrap();
+        let client = scene.clone();
+        let requests = thread::spawn(move || {
+            let seat = client.gate.take_seat();
+            client.request(&seat, || false).unwrap();
+        });
+        scene.gate.open();
+        scene.drain();
+        scene.assert_quiesced();
+        let (done, held) = (scene.done.load(Ordering::Relaxed), scene.gate.held());
+        assert!(done + held <= 1);
+        scene.gate.open();
+        requests.join().unwrap();
+        assert_eq!(scene.done.load(Ordering::Relaxed), 1);
+    });
+}
+
+/// What a client looks like to its request.
+struct Looks {
+    is_gone: Arc<AtomicUsize>,
+    /// How many looks have found it there.
+    there: AtomicUsize,
+}
+
+impl Looks {
+    fn new(is_gone: &Arc<AtomicUsize>) -> Self {
+        Looks { is_gone: is_gone.clone(), there: AtomicUsize::new(0) }
+    }
+
+    fn look(&self) -> bool {
+        let is_gone = self.is_gone.load(Ordering::SeqCst) == 1;
+        self.there.fetch_add(usize::from(!is_gone), Ordering::Relaxed);
+        is_gone
+    }
+
+    /// When its request began to wait, and still when it had settled.
+    fn was_there(&self) -> bool {
+        self.there.load(Ordering::Relaxed) >= 2
+    }
+}
+
+#[test]
+fn only_a_request_whose_client_goes_while_it_is_held_is_dropped() {
     for_both_barriers(|barrier| {
         let scene = Scene::new(barrier);
         let gone = Arc::new(AtomicUsize::new(0));
         scene.drain();
-        let (client, is_gone) = (scene.clone(), gone.clone());
+        let (client, looks) = (scene.clone(), Looks::new(&gone));
         let requests = thread::spawn(move || {
             let seat = client.gate.take_seat();
-            client.request(&seat, || is_gone.load(Ordering::SeqCst) == 1)
+            let result = client.request(&seat, || looks.look());
+            // Its client goes before the gate opens.
+            assert_eq!(result == Err(Dropped), looks.was_there());
+            result
         });
-        // It may wait by now or be about to; either way its client dies
-        // before the gate opens.
         gone.store(1, Ordering::SeqCst);
         scene.gate.open();
-        // It passes only if it first looked when the gate was open.
-        let result = requests.join().unwrap();
-        assert_eq!(scene.done.load(Ordering::Relaxed), usize::from(result.is_ok()));
-        assert_eq!(scene.gate.held(), 0);
+        // Whether it was let in or dropped meanwhile: no drain hangs on it.
         scene.drain();
         scene.assert_quiesced();
+        scene.gate.open();
+        let result = requests.join().unwrap();
+        assert_eq!(scene.done.load(Ordering::Relaxed), usize::from(result.is_ok()));
+        assert_eq!((scene.gate.held(), scene.gate.in_flight()), (0, 0));
+    });
+}
+
+#[test]
+fn when_the_server_ends_a_held_request_is_dropped_though_nobody_opens() {
+    for_both_barriers(|barrier| {
+        let scene = Scene::new(barrier);
+        scene.drain();
+        let client = scene.clone();
+        let requests = thread::spawn(move || {
+            let seat = client.gate.take_seat();
+            client.request(&seat, || false)
+        });
+        scene.gate.shut_down();
+        assert_eq!(requests.join().unwrap(), Err(Dropped));
+        assert!(!scene.gate.must_open());
+        assert_eq!((scene.gate.held(), scene.gate.in_flight()), (0, 0));
+    });
+}
+
+#[test]
+fn when_the_server_ends_one_that_may_not_be_dropped_has_the_gate_opened() {
+    for_both_barriers(|barrier| {
+        let scene = Scene::new(barrier);
+        scene.drain();
+        let client = scene.clone();
+        let requests = thread::spawn(move || {
+            let seat = client.gate.take_seat();
+            client.request(&seat, || true).unwrap();
+        });
+        let rung = scene.bell.load(Ordering::Acquire);
+        scene.gate.shut_down();
+        // As the control thread: it sleeps unless it has seen it.
+        if !scene.gate.must_open() {
+            scene.bell.wait(rung, Duration::MAX);
+            assert!(scene.gate.must_open());
+        }
+        scene.gate.open();
+        requests.join().unwrap();
+        assert_eq!(scene.done.load(Ordering::Relaxed), 1);
+        assert!(!scene.gate.must_open());
+    });
+}
+
+#[test]
+fn when_the_server_ends_one_that_is_worth_nothing_is_dropped_in_any_case() {
+    for_both_barriers(|barrier| {
+        let scene = Scene::new(barrier);
+        scene.drain();
+        let client = scene.clone();
+        let requests = thread::spawn(move || {
+            let seat = client.gate.take_seat();
+            assert!(client.gate.enter(&seat).is_none());
+            // That the server ends looks as if its client had gone.
+            client.gate.wait(&seat, Worth::Nothing, || true).is_err()
+        });
+        scene.gate.shut_down();
+        assert!(!scene.gate.must_open());
+        assert!(requests.join().unwrap());
+        assert!(!scene.gate.must_open());
     });
 }

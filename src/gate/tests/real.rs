@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::Scene;
-use crate::gate::{Barrier, Gate, Gone, LOOK_AGAIN};
+use crate::gate::waiters::LOOK_AGAIN;
+use crate::gate::{Barrier, Dropped, Gate, Worth};
 
 #[test]
 fn a_request_inside_is_waited_for() {
     let scene = Scene::new(Barrier::best());
     let seat = scene.gate.take_seat();
-    let pass = scene.gate.enter(&seat, || false).unwrap();
+    let pass = scene.gate.enter(&seat).unwrap();
     scene.gate.close().unwrap();
     assert!(!scene.gate.drained());
     assert_eq!(scene.gate.in_flight(), 1);
@@ -23,24 +24,131 @@ fn a_request_inside_is_waited_for() {
 }
 
 #[test]
-fn a_gone_request_ends_though_nobody_opens() {
+fn a_held_request_is_dropped_when_its_client_goes_though_nobody_opens() {
     let scene = Scene::new(Barrier::best());
     scene.drain();
     let seat = scene.gate.take_seat();
-    // At once where it is gone from the start.
-    assert_eq!(scene.request(&seat, || true), Err(Gone));
-    // And while it waits: the third look says so.
     let looks = Cell::new(0);
     let start = Instant::now();
-    let third = || {
+    // There when it begins to wait, when it has settled, and right after that.
+    let fourth = || {
         looks.set(looks.get() + 1);
-        looks.get() == 3
+        looks.get() == 4
     };
-    assert_eq!(scene.request(&seat, third), Err(Gone));
+    assert_eq!(scene.request(&seat, fourth), Err(Dropped));
     assert!(start.elapsed() >= LOOK_AGAIN);
     assert!(start.elapsed() < Duration::from_secs(10));
     assert_eq!(scene.done.load(Ordering::Relaxed), 0);
-    assert_eq!(scene.gate.in_flight(), 0);
+    assert_eq!((scene.gate.in_flight(), scene.gate.held()), (0, 0));
+}
+
+/// As a client does that says goodbye and then closes its socket.
+#[test]
+fn a_request_whose_client_leaves_at_once_is_carried_out() {
+    let scene = Scene::new(Barrier::best());
+    scene.drain();
+    let looks = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        let request = scope.spawn(|| {
+            let second = || looks.fetch_add(1, Ordering::SeqCst) > 0;
+            scene.request(&scene.gate.take_seat(), second)
+        });
+        // It has looked the second time.
+        while looks.load(Ordering::SeqCst) < 2 {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(3 * LOOK_AGAIN);
+        assert!(!request.is_finished());
+        scene.gate.open();
+        assert_eq!(request.join().unwrap(), Ok(()));
+    });
+}
+
+/// A request that has just begun to wait can't tell the one from the other.
+#[test]
+fn the_end_of_the_server_is_not_taken_for_that_of_a_client_which_leaves_at_once() {
+    let scene = Scene::new(Barrier::best());
+    scene.drain();
+    let ends = AtomicBool::new(false);
+    let looks = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        let request = scope.spawn(|| {
+            let is_gone = || {
+                let ends = ends.load(Ordering::SeqCst);
+                looks.fetch_add(1, Ordering::SeqCst);
+                ends
+            };
+            scene.request(&scene.gate.take_seat(), is_gone)
+        });
+        // It begins to wait.
+        while looks.load(Ordering::SeqCst) == 0 {
+            std::thread::yield_now();
+        }
+        ends.store(true, Ordering::SeqCst);
+        let ended = Instant::now();
+        // It looks again.
+        while looks.load(Ordering::SeqCst) == 1 {
+            std::thread::yield_now();
+        }
+        scene.gate.shut_down();
+        let in_time = ended.elapsed() < LOOK_AGAIN;
+        while !request.is_finished() && !scene.gate.must_open() {
+            std::thread::yield_now();
+        }
+        scene.gate.open();
+        // It waits for that no longer, and this machine may be busy.
+        assert!(request.join().unwrap() == Err(Dropped) || !in_time);
+    });
+}
+
+#[test]
+fn a_request_that_finds_the_gate_open_asks_nobody() {
+    let scene = Scene::new(Barrier::best());
+    let seat = scene.gate.take_seat();
+    scene.request(&seat, || panic!("nothing was held")).unwrap();
+    scene.drain();
+    scene.gate.open();
+    scene.request(&seat, || panic!("nothing was held")).unwrap();
+}
+
+/// The gate opens for moments that no sleeper can wake up in.
+#[test]
+fn what_is_held_is_let_in_by_the_next_opening_however_short() {
+    let scene = Scene::new(Barrier::best());
+    let held = 16;
+    std::thread::scope(|scope| {
+        for round in 0..50 {
+            scene.drain();
+            for _ in 0..held {
+                scope.spawn(|| scene.request(&scene.gate.take_seat(), || false).unwrap());
+            }
+            while scene.gate.held() < held {
+                std::thread::yield_now();
+            }
+            scene.gate.open();
+            // As `rp` does: a barrier for all that was held.
+            scene.drain();
+            assert_eq!(scene.done.load(Ordering::Relaxed), held * (round + 1));
+            assert_eq!(scene.gate.held(), 0);
+            scene.gate.open();
+        }
+    });
+}
+
+#[test]
+fn to_open_an_open_gate_or_to_close_a_closed_one_changes_nothing() {
+    let scene = Scene::new(Barrier::best());
+    let gate = &scene.gate;
+    let look = || (gate.openings.load(Ordering::Relaxed), gate.events.load(Ordering::Relaxed));
+    let before = look();
+    gate.open();
+    assert_eq!(look(), before);
+    scene.drain();
+    gate.close().unwrap();
+    assert!(gate.drained());
+    assert_eq!(look(), before);
+    gate.open();
+    assert_ne!(look(), before);
 }
 
 #[test]
@@ -50,7 +158,7 @@ fn threads_that_are_gone_leave_nothing_behind() {
         let gate = gate.clone();
         std::thread::spawn(move || {
             let seat = gate.take_seat();
-            drop(gate.enter(&seat, || false).unwrap());
+            drop(gate.enter(&seat).unwrap());
         })
         .join()
         .unwrap();
@@ -97,7 +205,8 @@ fn stress(barrier: Barrier) {
                     // A thread that comes and goes now and then.
                     let seat = scene.gate.take_seat();
                     for _ in 0..1_000 {
-                        let _pass = scene.gate.enter(&seat, || false).unwrap();
+                        let enter = || scene.gate.wait(&seat, Worth::All, || false).unwrap();
+                        let _pass = scene.gate.enter(&seat).unwrap_or_else(enter);
                         // Odd: below the gate, for long enough to be seen there.
                         mine.0.store(2 * requests + 1, Ordering::Relaxed);
                         spin(6);

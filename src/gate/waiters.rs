@@ -1,0 +1,234 @@
+//! The waiters: requests that found the gate closed and have backed out wait here to be
+//! let in, or are dropped.
+//!
+//! A request becomes a waiter under a lock that closing and opening take as well. So it
+//! is one before an opening or after it. *An opening lets in all who wait*, even if the
+//! gate closes again at once:
+//!
+//! ```text
+//!   request                            closing side
+//!   W1  lock: held += 1,               O1  lock: let_in += held, held := 0,
+//!       since := openings                  openings += 1, state := OPEN
+//!   W2  openings = since: sleep            wake all
+//!       else: count := count + 1       C2  let_in, then the counts:
+//!   W3  let_in -= 1                        all 0: drained
+//! ```
+//!
+//! From O1 to W3 it is counted in `let_in`, from W2 on in its seat, so that no
+//! drain in between can miss it: C2 reads `let_in` first, and where it finds W3
+//! done (release, acquire), W2 is done, too.
+//!
+//! *No wake-up is lost.* Waiters sleep on an event count, a futex, that each event
+//! changes before it wakes. The kernel puts a request to sleep only if the count is
+//! still what it was before the request looked around.
+//!
+//! *Who may be dropped.* A request looks at its client once it waits. If the client is
+//! there, the request is dropped when the client goes away before it is let in, or
+//! when the server ends. If the client has gone already, its request is carried out,
+//! however long that takes: it was sent before the client left. So it is if the client
+//! goes at once ([`SETTLED`]). When the server ends such a one can't wait for an
+//! operator, and has the gate opened.
+
+use std::time::Duration;
+
+use super::sync::Ordering;
+use super::{CLOSED, DRAINING, Gate, Pass, Seat};
+
+/// A held request looks at least this often after its client.
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// A client that is there when its request begins to wait may have taken leave
+/// already, and close its socket a moment later: what a layer above us then does for
+/// itself looks like a request of that client. If it is there still after this time,
+/// it is there.
+const SETTLED: Duration = Duration::from_millis(10);
+
+/// The requests that wait for the next opening.
+#[derive(Default)]
+pub(super) struct Waiters {
+    pub(super) held: usize,
+    /// Of these, those that may not be dropped.
+    undroppable: usize,
+}
+
+/// What is lost with a request that isn't carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Worth {
+    /// What somebody relies on.
+    All,
+    /// Nothing: it may be dropped whenever the server ends.
+    Nothing,
+}
+
+/// How a wait can end before the gate opens.
+enum Early<'a> {
+    /// The client goes away while its request waits, or the server ends. A client
+    /// that had gone before makes no difference.
+    ClientGoes(Worth, &'a dyn Fn() -> bool),
+    /// There is nothing left to do inside.
+    Done(&'a dyn Fn() -> bool),
+}
+
+/// The request waited, and was dropped; it never was inside.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Dropped;
+
+impl Gate {
+    /// What is left to do where `enter` says no: waits for the next opening. The
+    /// request is dropped if its client goes away meanwhile, or if the server ends,
+    /// but never if the client had gone before.
+    ///
+    /// `is_gone` says whether the client has gone. It is asked when the request
+    /// begins to wait, every 100 ms, and before it goes in.
+    pub fn wait<'a>(
+        &'a self,
+        seat: &'a Seat,
+        worth: Worth,
+        is_gone: impl Fn() -> bool,
+    ) -> Result<Pass<'a>, Dropped> {
+        self.wait_for_opening(seat, &Early::ClientGoes(worth, &is_gone))
+    }
+
+    /// The same for what has to be done only as long as `is_done` says no, which
+    /// is asked as `wait` asks `is_gone`. `None` where it was done meanwhile.
+    pub fn wait_unless<'a>(
+        &'a self,
+        seat: &'a Seat,
+        is_done: impl Fn() -> bool,
+    ) -> Option<Pass<'a>> {
+        self.wait_for_opening(seat, &Early::Done(&is_done)).ok()
+    }
+
+    /// W1: `Err` has the openings so far. `Ok` if the gate was opened a moment ago:
+    /// the request is counted in, and that is what the seat counted before.
+    fn begin_to_wait(&self, seat: &Seat) -> Result<usize, usize> {
+        let mut waiters = self.waiters.lock();
+        if self.state.load(Ordering::Relaxed) & CLOSED == 0 {
+            // No barrier: who closes the gate takes the lock first.
+            return Ok(seat.enter());
+        }
+        waiters.held = waiters.held.wrapping_add(1);
+        Err(self.openings.load(Ordering::Relaxed))
+    }
+
+    #[cold]
+    fn wait_for_opening<'a>(&'a self, seat: &'a Seat, early: &Early) -> Result<Pass<'a>, Dropped> {
+        let pass = |before| Pass { gate: self, seat, before };
+        let since = match self.begin_to_wait(seat) {
+            Ok(before) => return Ok(pass(before)),
+            Err(since) => since,
+        };
+        let has_gone = match early {
+            Early::ClientGoes(_, is_gone) => is_gone() || self.leaves_at_once(since, is_gone),
+            Early::Done(_) => false,
+        };
+        if has_gone && matches!(early, Early::ClientGoes(Worth::All, _)) {
+            self.count_as_undroppable(since);
+        }
+        loop {
+            // Acquire, here and below: it pairs with `open` and `shut_down`.
+            let seen = self.events.load(Ordering::Acquire);
+            // In this order: a client that had gone when the gate was opened is
+            // seen to have gone.
+            let is_let_in = self.openings.load(Ordering::Acquire) != since;
+            let is_over = match early {
+                Early::ClientGoes(Worth::All, _) if has_gone => false,
+                Early::ClientGoes(_, is_gone) => {
+                    self.ending.load(Ordering::Acquire) || !has_gone && is_gone()
+                }
+                Early::Done(is_done) => is_done(),
+            };
+            if is_over {
+                self.end_to_wait(since);
+                return Err(Dropped);
+            }
+            if is_let_in {
+                let before = seat.enter(); // W2
+                // W3. Release: see the file's text.
+                self.let_in.fetch_sub(1, Ordering::Release);
+                return Ok(pass(before));
+            }
+            self.events.wait(seen, LOOK_AGAIN);
+        }
+    }
+
+    /// Whether the client of one that waits since `since` leaves before it has settled.
+    fn leaves_at_once(&self, since: usize, is_gone: &dyn Fn() -> bool) -> bool {
+        // The second time, since the end of the server looks like that of a client
+        // until `shut_down` is called.
+        for limit in [SETTLED, LOOK_AGAIN] {
+            let seen = self.events.load(Ordering::Acquire);
+            if self.ending.load(Ordering::Acquire) {
+                return false;
+            }
+            if self.openings.load(Ordering::Acquire) != since {
+                return true;
+            }
+            self.events.wait_briefly(seen, limit);
+            if limit == SETTLED && !is_gone() {
+                return false;
+            }
+        }
+        !self.ending.load(Ordering::Acquire)
+    }
+
+    /// One that waits since `since` may not be dropped.
+    fn count_as_undroppable(&self, since: usize) {
+        {
+            let mut waiters = self.waiters.lock();
+            if self.openings.load(Ordering::Relaxed) != since {
+                return;
+            }
+            waiters.undroppable = waiters.undroppable.wrapping_add(1);
+        }
+        // `shut_down` has seen it, or it sees here what that one has done.
+        if self.ending.load(Ordering::Acquire) {
+            (self.wake_closing_side)();
+        }
+    }
+
+    /// One that waits since `since` is dropped.
+    fn end_to_wait(&self, since: usize) {
+        {
+            let mut waiters = self.waiters.lock();
+            if self.openings.load(Ordering::Relaxed) == since {
+                waiters.held = waiters.held.wrapping_sub(1);
+                return;
+            }
+            self.let_in.fetch_sub(1, Ordering::Release);
+            if self.state.load(Ordering::Relaxed) & DRAINING == 0 {
+                return;
+            }
+        }
+        // The drain may have counted it.
+        (self.wake_closing_side)();
+    }
+
+    /// The server was told to end. Held requests that may be dropped are, now and
+    /// later; where one waits that may not, [`Gate::must_open`] says so.
+    pub fn shut_down(&self) {
+        {
+            let _waiters = self.waiters.lock();
+            self.ending.store(true, Ordering::Release);
+            self.count_event();
+        }
+        self.events.wake_all();
+    }
+
+    /// Changes what waiters sleep on; wake them then. With `waiters` locked.
+    pub(super) fn count_event(&self) {
+        let events = self.events.load(Ordering::Relaxed);
+        self.events.store(events.wrapping_add(1), Ordering::Release);
+    }
+
+    /// Whether the server ends and a request waits that may not be dropped: only
+    /// an opening gets it out of the way.
+    pub fn must_open(&self) -> bool {
+        self.ending.load(Ordering::Acquire) && self.waiters.lock().undroppable > 0
+    }
+
+    /// How many requests wait; for the log, it may be old at once.
+    pub fn held(&self) -> usize {
+        self.waiters.lock().held
+    }
+}
