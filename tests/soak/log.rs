@@ -179,9 +179,10 @@ pub fn has_ended(connection: u32, text: &str) -> bool {
 }
 
 /// `DATE TIME connection=1 Write id=2 offset=0x200 count=0x200 ...`, and at its
-/// end `DATE TIME connection=1 ...Write id=2 return=0`. None for other lines.
+/// end `DATE TIME connection=1 ...Write id=2 return=0`. None for other lines. (1.48
+/// has `!` in place of the time on a thread without a connection, as the filter's own.)
 fn parse(position: u64, text: &str) -> Option<Line<'_>> {
-    let mut words = text.split(' ').skip(2);
+    let mut words = text.split(' ').skip_while(|word| !word.starts_with("connection="));
     let connection = words.next()?.strip_prefix("connection=")?.parse().ok()?;
     let action = words.next()?;
     let ends = action.strip_prefix("...");
