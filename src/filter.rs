@@ -8,7 +8,7 @@ use std::ptr;
 
 use crate::config;
 use crate::connection::Connection;
-use crate::gate::Worth;
+use crate::gate::{Dropped, Worth};
 use crate::lifecycle::{self, Failed};
 use crate::nbdkit::sys::{
     NBDKIT_FILTER_API_VERSION, NBDKIT_FLAG_FUA, NBDKIT_VERSION_STRING, nbdkit_backend,
@@ -121,28 +121,16 @@ unsafe fn connection<'a>(handle: *mut c_void) -> &'a Connection {
 
 /// Fails a data request with error `number`.
 ///
-/// One that has no place for an error is a prefetch, such as nbdkit-readahead-filter
-/// makes in a thread of its own. nbdkit (1.32 to 1.48) looks there all the same when we
-/// fail, and crashes. Nobody misses what was not fetched.
-///
 /// # Safety
 /// `err` is where the error of a data request is wanted (nbdkit-filter(3),
-/// ".pread" and following), or null.
+/// ".pread" and following), or null (see `cache`).
 #[cold]
 unsafe fn refuse(err: *mut c_int, number: c_int) -> c_int {
     // SAFETY: by the contract.
-    match unsafe { err.as_mut() } {
-        Some(err) => {
-            *err = number;
-            -1
-        }
-        None => 0,
+    if let Some(err) = unsafe { err.as_mut() } {
+        *err = number;
     }
-}
-
-/// See `refuse`.
-fn worth(err: *mut c_int) -> Worth {
-    if err.is_null() { Worth::Nothing } else { Worth::All }
+    -1
 }
 
 /// Calls the function `$name` of the next layer.
@@ -172,7 +160,7 @@ macro_rules! data_request {
         ) -> c_int {
             // SAFETY: nbdkit passes the handle of an open connection.
             let connection = unsafe { connection(handle) };
-            let Ok(_pass) = connection.admit(worth(err)) else {
+            let Ok(_pass) = connection.admit(Worth::All) else {
                 // SAFETY: `err` is as it came, from nbdkit or the filter above.
                 return unsafe { refuse(err, libc::ESHUTDOWN) };
             };
@@ -197,7 +185,28 @@ data_request!(pwrite(buf: *const c_void, count: u32, offset: u64, flags: u32) =>
 data_request!(trim(count: u32, offset: u64, flags: u32) => changed(flags));
 data_request!(zero(count: u32, offset: u64, flags: u32) => changed(flags));
 data_request!(extents(count: u32, offset: u64, flags: u32, extents: *mut nbdkit_extents));
-data_request!(cache(count: u32, offset: u64, flags: u32));
+
+unsafe extern "C" fn cache(
+    next: *mut nbdkit_next,
+    handle: *mut c_void,
+    count: u32,
+    offset: u64,
+    flags: u32,
+    err: *mut c_int,
+) -> c_int {
+    // SAFETY: nbdkit passes the handle of an open connection.
+    let connection = unsafe { connection(handle) };
+    // nbdkit-readahead-filter and nbdkit-scan-filter ask for this in a thread of their
+    // own, and have no place for an error. nbdkit (1.32 to 1.48) looks there all the
+    // same when we fail, and crashes. Nobody misses what was not read ahead.
+    let worth = if err.is_null() { Worth::Nothing } else { Worth::All };
+    match (connection.admit(worth), worth) {
+        (Ok(_pass), _) => below!(next.cache(count, offset, flags), err),
+        (Err(Dropped), Worth::Nothing) => 0,
+        // SAFETY: `err` is as it came, from nbdkit or the filter above.
+        (Err(Dropped), Worth::All) => unsafe { refuse(err, libc::ESHUTDOWN) },
+    }
+}
 
 unsafe extern "C" fn flush(
     next: *mut nbdkit_next,
@@ -207,7 +216,7 @@ unsafe extern "C" fn flush(
 ) -> c_int {
     // SAFETY: nbdkit passes the handle of an open connection.
     let connection = unsafe { connection(handle) };
-    let Ok(_pass) = connection.admit(worth(err)) else {
+    let Ok(_pass) = connection.admit(Worth::All) else {
         // SAFETY: `err` is as it came, from nbdkit or the filter above.
         return unsafe { refuse(err, libc::ESHUTDOWN) };
     };
