@@ -55,19 +55,16 @@ fn find_nbdkit_filter_h() -> Result<(PathBuf, String), String> {
         .atleast_version(OLDEST_NBDKIT)
         .cargo_metadata(false)
         .probe("nbdkit");
-    let version = match found {
-        Ok(library) => library.version,
-        Err(e) => {
-            let reason = match &e {
-                // pkg-config's own words name the version that it found.
-                pkg_config::Error::ProbeFailure { output, .. } => {
-                    String::from_utf8_lossy(&output.stderr).trim().to_string()
-                }
-                other => other.to_string(),
-            };
-            return Err(format!("{advice}\n  (pkg-config says: {reason})"));
-        }
-    };
+    let library = found.map_err(|e| {
+        let reason = match &e {
+            // pkg-config's own words name the version that it found.
+            pkg_config::Error::ProbeFailure { output, .. } => {
+                String::from_utf8_lossy(&output.stderr).trim().to_string()
+            }
+            other => other.to_string(),
+        };
+        format!("{advice}\n  (pkg-config says: {reason})")
+    })?;
     let dir = pkg_config::get_variable("nbdkit", "includedir").map_err(|e| e.to_string())?;
     let mut dir = PathBuf::from(dir);
     // pkg-config puts the system root before its flags, pkgconf before its
@@ -79,7 +76,7 @@ fn find_nbdkit_filter_h() -> Result<(PathBuf, String), String> {
     }
     let header = dir.join("nbdkit-filter.h");
     if header.is_file() {
-        Ok((header, version))
+        Ok((header, library.version))
     } else {
         Err(format!("{advice}\n  ({} is missing)", header.display()))
     }

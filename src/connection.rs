@@ -17,7 +17,6 @@ use crate::turnstile;
 /// What nbdkit hands back to us as `handle` with each request of a client.
 pub struct Connection {
     gate: Arc<Gate>,
-    cuts: bool,
     /// A request has changed the disk, and no flush has begun since it was
     /// done: the change may be in a cache.
     dirty: AtomicBool,
@@ -30,12 +29,10 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// A connection whose requests pass `gate`. `cuts` says whether nbdkit can cut it
-    /// where a request is dropped.
-    pub fn new(gate: Arc<Gate>, cuts: bool) -> Self {
+    /// A connection whose requests pass `gate`.
+    pub fn new(gate: Arc<Gate>) -> Self {
         Connection {
             gate,
-            cuts,
             dirty: AtomicBool::new(false),
             next: Mutex::new(None),
             is_finalized: AtomicBool::new(false),
@@ -158,16 +155,19 @@ impl Connection {
             is_gone.set(self.is_gone());
             is_gone.get()
         });
-        if pass.is_err() {
+        let is_dropped = pass.is_err();
+        if is_dropped {
             info!("a held request is dropped: its client is gone, or the server ends");
         }
-        match &pass {
-            Err(Dropped) if self.cuts => nbdkit::cut_connection(),
-            Err(Dropped) => turnstile::pass_to_answer(),
-            // Older ones answer a client that is gone, too. Nobody is there to be
-            // answered once the connection is finalized.
-            Ok(_) if self.cuts || !is_gone.get() || self.is_finalized() => {}
-            Ok(_) => turnstile::pass_to_work(),
+        if nbdkit::can_cut_connections() {
+            if is_dropped {
+                nbdkit::cut_connection();
+            }
+        } else if is_dropped {
+            turnstile::pass_to_answer();
+        } else if is_gone.get() && !self.is_finalized() {
+            // It will be answered, too. (Once the connection is finalized nobody is.)
+            turnstile::pass_to_work();
         }
         pass
     }

@@ -23,10 +23,9 @@ pub struct Connections {
 }
 
 impl Connections {
-    /// A new connection through `gate`; its handle is valid until `close`. See
-    /// `Connection::new` for `cuts`.
-    pub fn open(&self, gate: Arc<Gate>, cuts: bool) -> *const Connection {
-        let connection = Arc::new(Connection::new(gate, cuts));
+    /// A new connection through `gate`; its handle is valid until `close`.
+    pub fn open(&self, gate: Arc<Gate>) -> *const Connection {
+        let connection = Arc::new(Connection::new(gate));
         let handle = Arc::as_ptr(&connection);
         self.open.lock().insert(handle.addr(), connection);
         handle

@@ -27,8 +27,6 @@ struct Instance {
     /// How often nbdkit loaded us: once for each `--filter` that names us.
     loads: u32,
     config: Config,
-    /// nbdkit can cut connections.
-    cuts: bool,
     /// From `get_ready` to `after_fork`; then the control thread has it.
     socket: Option<ControlSocket>,
     serving: Option<Serving>,
@@ -39,7 +37,6 @@ struct Serving {
     _control: Control,
     gate: Arc<Gate>,
     connections: Arc<Connections>,
-    cuts: bool,
     /// Pauses flush.
     flush: bool,
 }
@@ -86,7 +83,7 @@ pub fn config_complete() -> Result<(), Failed> {
                  control socket; give it once",
             ));
         }
-        instance.cuts = nbdkit::can_cut_connections();
+        nbdkit::look_for_disconnect();
         instance.config.control().map(|_| ()).map_err(failed)
     })
 }
@@ -146,12 +143,12 @@ fn serve(instance: &mut Instance) -> Result<Serving, Failed> {
     let socket = instance.socket.take().ok_or_else(|| failed("there is no control socket"))?;
     let control = Control::start(socket, gate.clone(), bell, rules)
         .map_err(|why| failed(format_args!("pause-control: {why}")))?;
-    Ok(Serving { _control: control, gate, connections, cuts: instance.cuts, flush })
+    Ok(Serving { _control: control, gate, connections, flush })
 }
 
 /// A client has connected: the handle for its requests, valid until `close`.
 pub fn open() -> Result<*const Connection, Failed> {
-    with_serving(|serving| serving.connections.open(serving.gate.clone(), serving.cuts))
+    with_serving(|serving| serving.connections.open(serving.gate.clone()))
 }
 
 /// The connection's requests are about to begin; `next` is where they go.

@@ -75,14 +75,34 @@ pub fn no_use_going_on() -> bool {
     has_failed && io::Error::last_os_error().raw_os_error() == Some(libc::ESHUTDOWN)
 }
 
-/// Whether `cut_connection` cuts. Asked once, in `config_complete`: what
+type Disconnect = extern "C" fn(force: c_int);
+
+static DISCONNECT: OnceLock<Option<Disconnect>> = OnceLock::new();
+
+/// Finds out if `cut_connection` can cut. To be called in `config_complete`: what
 /// nbdkit_stdio_safe (nbdkit-plugin(3)) says is true of that time only.
+pub fn look_for_disconnect() {
+    DISCONNECT.get_or_init(|| {
+        // With `nbdkit -s` the client can be at two pipes. nbdkit (1.42 measured) then
+        // dies of an assertion if it still has something to say on one that was cut.
+        // SAFETY: nbdkit_stdio_safe takes nothing.
+        if unsafe { sys::nbdkit_stdio_safe() } == 0 {
+            return None;
+        }
+        // nbdkit 1.34 and newer have it. It is looked up rather than linked, since an
+        // older one that is given this library is to say that it is of another version,
+        // and not that a symbol is missing.
+        // SAFETY: dlsym(3) takes a string that ends in NUL.
+        let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"nbdkit_disconnect".as_ptr()) };
+        // SAFETY: NULL is None; else it is a function of this type, by nbdkit-plugin(3),
+        // in the program itself, which is never unloaded.
+        unsafe { mem::transmute::<*mut c_void, Option<Disconnect>>(found) }
+    });
+}
+
+/// Whether `cut_connection` cuts.
 pub fn can_cut_connections() -> bool {
-    // With `nbdkit -s` the client can be at two pipes. nbdkit (1.42 measured) then
-    // dies of an assertion if it still has something to say on one that was cut.
-    // SAFETY: nbdkit_stdio_safe takes nothing.
-    let serves_by_sockets = unsafe { sys::nbdkit_stdio_safe() } != 0;
-    serves_by_sockets && disconnect().is_some()
+    matches!(DISCONNECT.get(), Some(Some(_)))
 }
 
 /// Cuts the connection of the calling thread: no request of it is answered any
@@ -93,25 +113,9 @@ pub fn can_cut_connections() -> bool {
 /// not read.
 pub fn cut_connection() {
     const FORCE: c_int = 1;
-    if let Some(disconnect) = disconnect() {
+    if let Some(Some(disconnect)) = DISCONNECT.get() {
         disconnect(FORCE);
     }
-}
-
-type Disconnect = extern "C" fn(force: c_int);
-
-/// nbdkit 1.34 and newer have it. It is looked up rather than linked, since an older
-/// one that is given this library is to say that it is of another version, and not
-/// that a symbol is missing.
-fn disconnect() -> Option<Disconnect> {
-    static FOUND: OnceLock<Option<Disconnect>> = OnceLock::new();
-    *FOUND.get_or_init(|| {
-        // SAFETY: dlsym(3) takes a string that ends in NUL.
-        let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"nbdkit_disconnect".as_ptr()) };
-        // SAFETY: NULL is None; else it is a function of this type, by nbdkit-plugin(3),
-        // in the program itself, which is never unloaded.
-        unsafe { mem::transmute::<*mut c_void, Option<Disconnect>>(found) }
-    })
 }
 
 /// What a parameter of kind BOOL says, by nbdkit's own rules (nbdkit-plugin(3),

@@ -26,9 +26,6 @@ const FAR: u64 = 512 * 1024;
 /// More than nbdkit has threads for a connection.
 const MANY: usize = 64;
 
-/// A write of a client that dies.
-const DEAD_WRITE: &str = " Write id=";
-
 /// How many of `writes` that are on their way are dropped when the client dies. An
 /// nbdkit that can't cut a connection tells a TCP client once that its request was
 /// dropped, and nobody objects. So it goes on with what is in its buffer: requests
@@ -47,7 +44,7 @@ fn held_writes_are_never_applied(setup: Setup, model: ThreadModel, writes: usize
     let mut controller = server.controller();
     controller.pause();
     let writer = Writer::start(&server, writes, FAR);
-    server.has_come(DEAD_WRITE, writes.min(model.at_once()));
+    server.wait_for_writes(writes.min(model.at_once()));
     assert!(server.threads() > at_rest);
     writer.kill();
 
@@ -121,7 +118,7 @@ fn killed_right_before_the_resume(setup: Setup, model: ThreadModel) {
         let writes = if round % 2 == 0 { 1 } else { many };
         let writer = Writer::start(&server, writes, FAR);
         come += writes.min(model.at_once());
-        server.has_come(DEAD_WRITE, come);
+        server.wait_for_writes(come);
         thread::sleep(random.millis(0..120));
         writer.kill();
         if round % 4 > 1 {
@@ -177,16 +174,14 @@ fn a_client_that_dies_with_many_requests_held_never_takes_the_server_down() {
     let at_rest = server.threads_at_rest();
     let mut controller = server.controller();
     for round in 1..=100 {
-        let before = server.come(DEAD_WRITE);
+        let before = server.writes_come();
         controller.pause();
         let mut client = Client::connect(&server);
         for block in 0..MANY as u64 {
             client.send(Request::Write { offset: FAR + 512 * block, byte: 0xdd });
         }
         let at_once = ThreadModel::Parallel.at_once();
-        eventually("its threads are busy", GENEROUS, || {
-            server.come(DEAD_WRITE) >= before + at_once
-        });
+        eventually("its threads are busy", GENEROUS, || server.writes_come() >= before + at_once);
         thread::sleep(random.millis(0..20));
         die(client);
         if round % 2 == 0 {
@@ -204,7 +199,7 @@ fn others_are_served(model: ThreadModel) {
     let mut controller = server.controller();
     controller.pause();
     let writer = Writer::start(&server, 4, FAR);
-    server.has_come(DEAD_WRITE, 4.min(model.at_once()));
+    server.wait_for_writes(4.min(model.at_once()));
     let held = [1, 2, 3]
         .map(|block| other.send(Request::Write { offset: 512 * u64::from(block), byte: block }));
     other.expect_held(&held, A_WHILE);

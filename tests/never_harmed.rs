@@ -16,7 +16,6 @@ mod common;
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Command;
 use std::thread;
 
 use common::clients;
@@ -25,9 +24,6 @@ use common::nbd::{Client, Request, Ticket};
 use common::process::{expect_line, run};
 use common::server::{Server, Setup, ThreadModel};
 use common::{A_WHILE, GENEROUS, PROMPT, eventually, nbdkit};
-
-/// A write as nbdkit-log-filter has it.
-const WRITE: &str = " Write id=";
 
 // --- Clients that send a write and leave -----------------------------------
 
@@ -60,7 +56,7 @@ fn write_and_leave(setup: Setup, before: Before) -> Server {
         client.send(Request::Write { offset: 512 * block, byte: 0xab });
         client.leave();
     }
-    eventually("all have gone", GENEROUS, || server.threads() == 2);
+    server.threads_at_rest();
     server
 }
 
@@ -78,7 +74,7 @@ fn each_is_carried_out(before: Before) {
 fn each_that_comes_is_carried_out(before: Before) {
     let server = write_and_leave(Setup::with_disk(1), before);
     let log = fs::read_to_string(server.path("above")).unwrap();
-    let begun = log.matches(WRITE).count();
+    let begun = server.writes_come();
     let ended: Vec<&str> = log.lines().filter(|line| line.contains(" ...Write ")).collect();
     assert!(begun > 0 && begun == ended.len(), "{log}");
     let failed = ended.iter().filter(|line| !line.contains(" return=0"));
@@ -111,7 +107,7 @@ fn a_write_whose_client_had_gone_when_it_came_waits_for_the_end_of_the_pause() {
     clients::write_of_one_who_has_gone(&server);
     assert!(clients::is_zero(&server.path("disk.img"), 0, 512));
     controller.resume();
-    eventually("its thread is free", GENEROUS, || server.threads() == 2);
+    server.threads_at_rest();
     let disk = fs::read(server.stop().path("disk.img")).unwrap();
     assert_eq!(disk[..512], [0xab; 512]);
 }
@@ -121,8 +117,7 @@ fn a_write_whose_client_had_gone_when_it_came_waits_for_the_end_of_the_pause() {
 fn a_write_whose_client_had_gone_when_it_came_ends_the_pause_of_a_server_that_ends() {
     let server = Setup::with_disk(1).logged_above().parameters(&["pause-hold=true"]).start();
     let mut holder = server.controller();
-    holder.send(b"+");
-    holder.expect("+");
+    holder.hold();
     clients::write_of_one_who_has_gone(&server);
     server.terminate();
     eventually("the log has it", GENEROUS, || server.messages().contains("the pause is ended"));
@@ -141,21 +136,14 @@ fn file_system() -> Setup {
     fs::create_dir(&content).unwrap();
     // A hole, so that each write takes a block of the file system.
     fs::File::create(content.join("file")).and_then(|file| file.set_len(1 << 20)).unwrap();
-    let mut command = e2fsprogs("mke2fs");
+    let mut command = clients::system_program("mke2fs");
     command.args(["-q", "-t", "ext2", "-d"]).arg(&content).arg(setup.path("disk.img")).arg("8M");
     run(command).succeeded();
     setup.logged_above()
 }
 
-fn e2fsprogs(program: &str) -> Command {
-    let mut command = Command::new(program);
-    // They are not always in the path of a user who is not root.
-    command.env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap()));
-    command
-}
-
 fn expect_whole(disk: &Path) {
-    let mut command = e2fsprogs("e2fsck");
+    let mut command = clients::system_program("e2fsck");
     command.arg("-fn").arg(disk);
     run(command).succeeded();
 }
@@ -174,9 +162,9 @@ fn with_data(server: &Server) -> Client {
 
 /// Its last writes come as its connection is closed.
 fn leave_in_the_pause(server: &Server, client: Client) {
-    let come = server.come(WRITE);
+    let come = server.writes_come();
     client.leave();
-    server.has_come(WRITE, come + 1);
+    server.wait_for_writes(come + 1);
 }
 
 fn left_after(commands: &[u8], replies: &str) {
@@ -186,7 +174,7 @@ fn left_after(commands: &[u8], replies: &str) {
     controller.send(commands);
     controller.expect(replies);
     client.leave();
-    eventually("its connection is closed", GENEROUS, || server.threads() == 2);
+    server.threads_at_rest();
     expect_whole(&server.stop().path("disk.img"));
 }
 
@@ -200,36 +188,35 @@ fn a_file_system_above_us_is_whole_when_its_client_leaves_after_a_mere_r() {
     left_after(b"r", "R");
 }
 
-#[test]
-fn a_file_system_above_us_is_whole_when_its_client_leaves_in_the_pause() {
+fn left_in_the_pause(meanwhile: impl FnOnce(&Server)) {
     let server = file_system().start();
     let client = with_data(&server);
     let mut controller = server.controller();
     controller.pause();
     leave_in_the_pause(&server, client);
+    meanwhile(&server);
     controller.resume();
-    eventually("its connection is closed", GENEROUS, || server.threads() == 2);
+    server.threads_at_rest();
     expect_whole(&server.stop().path("disk.img"));
+}
+
+#[test]
+fn a_file_system_above_us_is_whole_when_its_client_leaves_in_the_pause() {
+    left_in_the_pause(|_| {});
 }
 
 /// nbdkit has closed the client's socket by then, and the number of its descriptor
 /// is that of the next client.
 #[test]
 fn nor_does_it_matter_who_comes_and_goes_meanwhile() {
-    let server = file_system().start();
-    let client = with_data(&server);
-    let mut controller = server.controller();
-    controller.pause();
-    leave_in_the_pause(&server, client);
-    for _ in 0..3 {
-        let other = UnixStream::connect(server.socket()).unwrap();
-        thread::sleep(A_WHILE);
-        drop(other);
-        thread::sleep(A_WHILE);
-    }
-    controller.resume();
-    eventually("its connection is closed", GENEROUS, || server.threads() == 2);
-    expect_whole(&server.stop().path("disk.img"));
+    left_in_the_pause(|server| {
+        for _ in 0..3 {
+            let other = UnixStream::connect(server.socket()).unwrap();
+            thread::sleep(A_WHILE);
+            drop(other);
+            thread::sleep(A_WHILE);
+        }
+    });
 }
 
 #[test]
@@ -237,8 +224,7 @@ fn a_file_system_above_us_is_whole_when_the_server_ends_while_its_last_writes_ar
     let server = file_system().parameters(&["pause-hold=true"]).start();
     let client = with_data(&server);
     let mut holder = server.controller();
-    holder.send(b"+");
-    holder.expect("+");
+    holder.hold();
     leave_in_the_pause(&server, client);
     server.terminate();
     let ended = server.ended(PROMPT).well();
@@ -355,7 +341,7 @@ fn what_is_held_gets_through_at_the_next_resume_even_if_a_pause_follows_at_once(
             .map(|block| client.send(Request::Write { offset: 512 * block, byte: round }))
             .collect();
         client.all_read_by_server();
-        server.has_come(WRITE, held.len() * usize::from(round));
+        server.wait_for_writes(held.len() * usize::from(round));
         barrier(&mut controller);
         // The server is paused, and all of them are done.
         let disk = fs::read(server.path("disk.img")).unwrap();

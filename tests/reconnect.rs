@@ -38,7 +38,7 @@ fn a_held_write_is_taken_to_the_next_server(end: impl FnOnce(Server) -> Setup) {
     let server = start();
     server.controller().pause();
     let mut qemu = write_by_qemu(&server);
-    server.has_come(" Write id=", 1);
+    server.wait_for_writes(1);
     assert!(qemu.is_running());
     let server = end(server).start();
     let finished = qemu.finish(GENEROUS).succeeded();
@@ -74,7 +74,7 @@ fn without_reconnecting_a_held_write_fails_when_the_server_is_told_to_end() {
     server.controller().pause();
     let uri = server.uri();
     let mut qemu = clients::start("qemu-io", &["-f", "raw", "-c", "write -P 0xee 0 512", &uri]);
-    server.has_come(" Write id=", 1);
+    server.wait_for_writes(1);
     assert!(qemu.is_running());
     server.terminate();
     let ended = server.ended(PROMPT).well();

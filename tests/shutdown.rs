@@ -95,15 +95,14 @@ fn at_sigterm_what_waits_in_nbdkit_for_a_held_request_is_carried_out() {
     let server = setup.parameters(&["pause-hold=true"]).logged_above().start();
     let mut clients: Vec<Client> = (0..20).map(|_| Client::connect(&server)).collect();
     let mut controller = server.controller();
-    controller.send(b"+");
-    controller.expect("+");
+    controller.hold();
     let send = |client: &mut Client, block: u64| {
         let ticket = client.send(Request::Write { offset: 512 * block, byte: 0xee });
         client.all_read_by_server();
         ticket
     };
     let held = send(&mut clients[0], 0);
-    server.has_come(" Write id=", 1);
+    server.wait_for_writes(1);
     let waiting: Vec<Ticket> =
         (1..20).map(|block| send(&mut clients[block as usize], block)).collect();
     clients[0].expect_held(&[held], A_WHILE);

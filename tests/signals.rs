@@ -127,8 +127,7 @@ fn a_pause_whose_time_runs_out_while_the_server_is_stopped_is_over_when_it_goes_
     let mut client = Client::connect(&server);
     for _ in 0..3 {
         let mut holder = server.controller();
-        holder.send(b"+");
-        holder.expect("+");
+        holder.hold();
         let held = client.send(WRITE);
         client.expect_held(&[held], A_WHILE);
         stop(server.pid());
@@ -182,8 +181,7 @@ fn who_dies_while_the_server_is_stopped_is_noticed_when_it_goes_on() {
     let at_rest = server.threads_at_rest();
     let mut holders = [server.controller(), server.controller()];
     for holder in &mut holders {
-        holder.send(b"+");
-        holder.expect("+");
+        holder.hold();
     }
     let [dying, mut holder] = holders;
     let writer = Writer::start(&server, 8, FAR);

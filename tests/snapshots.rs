@@ -14,7 +14,6 @@
 mod common;
 
 use std::collections::HashMap;
-use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -278,30 +277,23 @@ while not os.path.exists("stop"):
     print(n, flush=True)
 "#;
 
-fn e2fsprogs(program: &str) -> Command {
-    let mut command = Command::new(program);
-    // It is not always in the path of a user who is not root.
-    command.env("PATH", format!("{}:/usr/sbin:/sbin", env::var("PATH").unwrap_or_default()));
-    command
-}
-
 /// What has to be true of a file system that a power cut has left: e2fsck is
 /// content once the journal is replayed, and all acknowledged files are there.
 fn file_system_rule(folder: &Path, acknowledged: u64) -> Result<(), String> {
     let image = folder.join("image");
-    let mut replay = e2fsprogs("e2fsck");
+    let mut replay = clients::system_program("e2fsck");
     replay.args(["-fy", "-E", "journal_only"]).arg(&image);
     let replayed = run(replay);
     if replayed.status.code().is_none_or(|code| code > 1) {
         return Err(format!("{replayed:#?}"));
     }
-    let mut check = e2fsprogs("e2fsck");
+    let mut check = clients::system_program("e2fsck");
     check.arg("-fn").arg(&image);
     let checked = run(check);
     if !checked.status.success() {
         return Err(format!("{checked:#?}"));
     }
-    let mut dump = e2fsprogs("debugfs");
+    let mut dump = clients::system_program("debugfs");
     dump.args(["-R", &format!("rdump / {}", folder.display())]).arg(&image);
     run(dump).succeeded();
     let mut files = HashMap::new();
@@ -339,11 +331,10 @@ fn no_good_snapshot_of_a_mounted_ext4_is_torn() {
     let setup = with_holds(Setup::new(&["file", "disk.img"]));
     clients::ext4_image(&setup.path("disk.img"), 32);
     let server = setup.start();
-    let mut command = Command::new("unshare");
+    let mut command = clients::system_program("unshare");
     command
         .args(["--mount", "--propagation=private", "sh", "-c", MOUNT, "sh"])
         .args([&server.uri(), FILES])
-        .env("PATH", format!("{}:/usr/sbin:/sbin", env::var("PATH").unwrap_or_default()))
         .current_dir(server.dir());
     let mut writer = Writer(Process::start(command));
     let mut is_mounted = true;

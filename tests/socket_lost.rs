@@ -124,14 +124,12 @@ fn a_controller_that_was_connected_goes_on_with_its_hold_in_force() {
     let server = Setup::in_memory().parameters(&["pause-hold=true"]).start();
     let mut client = Client::connect(&server);
     let mut holder = server.controller();
-    holder.send(b"+");
-    holder.expect("+");
+    holder.hold();
     let held = client.send(READ);
     client.all_read_by_server();
     fs::remove_file(server.control_path()).unwrap();
     let mut late = new_controller(&server);
-    late.send(b"+");
-    late.expect("+");
+    late.hold();
     late.send(b"-");
     late.expect("-");
     client.expect_held(&[held], A_WHILE);

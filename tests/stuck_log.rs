@@ -62,8 +62,7 @@ fn a_full_disk_for_the_log_stops_nothing() {
 fn expect_end_in_time(server: &Server, client: &mut Client) {
     let mut holder = server.controller();
     let since = Instant::now();
-    holder.send(b"+");
-    holder.expect("+");
+    holder.hold();
     let held = client.send(WRITE);
     client.reply_within(held, LIMIT + PROMPT).expect("the pause ends").expect("success");
     assert!(since.elapsed() >= LIMIT, "after {:?}", since.elapsed());
@@ -158,8 +157,7 @@ fn a_log_that_nobody_reads_keeps_nothing_from_being_heard(kind: &str) {
     client.expect_a_whole_pause(&server);
     let mut holder = server.controller();
     let hold_and_resume = |holder: &mut Controller| {
-        holder.send(b"+");
-        holder.expect("+");
+        holder.hold();
         server.controller().resume();
         holder.send(b"-");
         holder.expect("X");

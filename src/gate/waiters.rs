@@ -154,22 +154,20 @@ impl Gate {
 
     /// Whether the client of one that waits since `since` leaves before it has settled.
     fn leaves_at_once(&self, since: usize, is_gone: &dyn Fn() -> bool) -> bool {
-        // The second time, since the end of the server looks like that of a client
-        // until `shut_down` is called.
-        for limit in [SETTLED, LOOK_AGAIN] {
+        let is_ending = || self.ending.load(Ordering::Acquire);
+        let sleep = |limit| {
             let seen = self.events.load(Ordering::Acquire);
-            if self.ending.load(Ordering::Acquire) {
-                return false;
+            if !is_ending() && self.openings.load(Ordering::Acquire) == since {
+                self.events.wait_briefly(seen, limit);
             }
-            if self.openings.load(Ordering::Acquire) != since {
-                return true;
-            }
-            self.events.wait_briefly(seen, limit);
-            if limit == SETTLED && !is_gone() {
-                return false;
-            }
+        };
+        sleep(SETTLED);
+        if is_ending() || !is_gone() {
+            return false;
         }
-        !self.ending.load(Ordering::Acquire)
+        // The end of the server looks like that of a client until `shut_down` is called.
+        sleep(LOOK_AGAIN);
+        !is_ending()
     }
 
     /// One that waits since `since` may not be dropped.

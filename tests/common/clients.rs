@@ -71,15 +71,16 @@ pub fn ext4_image(path: &Path, mib: u32) {
         let name = file.file_name().expect("a name");
         fs::copy(&file, content.path().join(name)).expect("a copy");
     }
-    let mut command = Command::new("mke2fs");
-    command
-        // It is not always in the path of a user who is not root.
-        .env("PATH", format!("{}:/usr/sbin:/sbin", env::var("PATH").unwrap_or_default()))
-        .args(["-q", "-t", "ext4", "-d"])
-        .arg(content.path())
-        .arg(path)
-        .arg(format!("{mib}M"));
+    let mut command = system_program("mke2fs");
+    command.args(["-q", "-t", "ext4", "-d"]).arg(content.path()).arg(path).arg(format!("{mib}M"));
     run(command).succeeded();
+}
+
+/// One that is not always in the path of a user who is not root, or runs such.
+pub fn system_program(program: &str) -> Command {
+    let mut command = Command::new(program);
+    command.env("PATH", format!("{}:/usr/sbin:/sbin", env::var("PATH").unwrap_or_default()));
+    command
 }
 
 /// Debian's python3 has libnbd's module, another one on the path may not.
@@ -140,15 +141,14 @@ impl Writer {
 /// A write of 512 bytes (all 0xab) at offset 0, whose client has gone before the
 /// server can take it in. Returns when it has come; see `Setup::logged_above`.
 pub fn write_of_one_who_has_gone(server: &Server) {
-    const WRITE: &str = " Write id=";
-    let come = server.come(WRITE);
+    let come = server.writes_come();
     let mut client = Client::connect(server);
     process::stop(server.pid());
     client.send(Request::Write { offset: 0, byte: 0xab });
     client.shut_down_sending_half();
     drop(client);
     process::go_on(server.pid());
-    server.has_come(WRITE, come + 1);
+    server.wait_for_writes(come + 1);
 }
 
 /// Waits until a client that was killed, with the TCP port `client` of 127.0.0.1,

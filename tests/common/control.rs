@@ -81,6 +81,12 @@ impl Controller {
         self.expect("P");
     }
 
+    /// `+`, and waits until it is in force.
+    pub fn hold(&mut self) {
+        self.send(b"+");
+        self.expect("+");
+    }
+
     /// `r`, and waits for the reply.
     pub fn resume(&mut self) {
         self.send(b"r");

@@ -570,14 +570,14 @@ impl Server {
         fs::read_to_string(self.path("log")).expect("the log")
     }
 
-    /// How many lines with `what` in them are in the log above the filter under test.
-    pub fn come(&self, what: &str) -> usize {
-        fs::read_to_string(self.path("above")).map_or(0, |log| log.matches(what).count())
+    /// How many writes have come to the filter under test. See `Setup::logged_above`.
+    pub fn writes_come(&self) -> usize {
+        fs::read_to_string(self.path("above")).map_or(0, |log| log.matches(" Write id=").count())
     }
 
-    /// Waits until there are so many, and the filter has had time to take them in.
-    pub fn has_come(&self, what: &str, count: usize) {
-        eventually(&format!("{count} times {what:?}"), GENEROUS, || self.come(what) >= count);
+    /// Waits until so many have, and the filter has had time to take them in.
+    pub fn wait_for_writes(&self, count: usize) {
+        eventually(&format!("{count} writes"), GENEROUS, || self.writes_come() >= count);
         thread::sleep(A_WHILE);
     }
 

@@ -101,7 +101,9 @@ pub struct Life {
     pub number: u64,
     /// It has ended without a farewell, and by then the server's kernel knew.
     pub died: Option<Mark>,
-    /// Then all that it had asked for was held, and was dropped.
+    /// How many requests it has in flight at once.
+    depth: u64,
+    /// When it died all that it had asked for was held, and was dropped.
     pub was_held: bool,
     blocks: [Block; BLOCKS as usize],
 }
@@ -182,7 +184,8 @@ pub fn come_and_go(world: &World, random: &mut Random) {
         }
         let number = world.next_life();
         assert!(number < (FIO << 20) / REGION, "too many clients for this disk");
-        let mut life = Life { number, died: None, was_held: false, blocks: Default::default() };
+        let blocks = Default::default();
+        let mut life = Life { number, died: None, depth, was_held: false, blocks };
         let (gap, seed) = (random.one_of(&[0, 1, 5]), random.below(0..1 << 32));
         let numbers = [number * REGION, BLOCKS - 1, depth, gap, seed].map(|n| n.to_string());
         let mut words = vec!["-c", CLIENT];
@@ -203,9 +206,7 @@ pub fn come_and_go(world: &World, random: &mut Random) {
             true => world.sleep(random.millis(0..500)),
             false => fate = Fate::Leaves,
         }
-        let all_can_be_held =
-            depth <= world.plan.model.at_once() as u64 && !world.plan.has_one_lock();
-        let finished = end(world, random, process, fate, all_can_be_held, &mut life);
+        let finished = end(world, random, process, fate, &mut life);
         life.learn(&finished.stdout);
         world.lives.lock().push(life);
     }
@@ -240,13 +241,12 @@ fn end(
     random: &mut Random,
     mut process: Process,
     fate: Fate,
-    all_can_be_held: bool,
     life: &mut Life,
 ) -> Finished {
     match fate {
         Fate::IsKilled if !world.all_leave() => return kill(world, process, life),
         Fate::IsKilledInAPause if !world.controllers_leave() => {
-            match kill_in_a_pause(world, random, process, all_can_be_held, life) {
+            match kill_in_a_pause(world, random, process, life) {
                 Ok(finished) => return finished,
                 Err(it) => process = it,
             }
@@ -301,7 +301,6 @@ fn kill_in_a_pause(
     world: &World,
     random: &mut Random,
     process: Process,
-    all_can_be_held: bool,
     life: &mut Life,
 ) -> Result<Finished, Process> {
     let nobody_resumes = world.resumes.write();
@@ -317,6 +316,8 @@ fn kill_in_a_pause(
     if is_paused && !world.server_goes() {
         // It sends no more than it may have in flight. In a second, however busy the
         // machine is, that has arrived.
+        let all_can_be_held =
+            life.depth <= world.plan.model.at_once() as u64 && !world.plan.has_one_lock();
         let all_arrive = all_can_be_held && world.plan.timeout.is_none() && random.once_in(3);
         world.sleep(if all_arrive { A_SECOND } else { random.millis(0..150) });
         life.was_held = all_arrive && !world.all_leave();

@@ -61,6 +61,15 @@ impl Scene {
         Ok(())
     }
 
+    /// The same, on a thread that comes for it and goes.
+    fn start_request(
+        &self,
+        is_gone: impl Fn() -> bool + Send + 'static,
+    ) -> thread::JoinHandle<Result<(), Dropped>> {
+        let scene = self.clone();
+        thread::spawn(move || scene.request(&scene.gate.take_seat(), is_gone))
+    }
+
     fn drain(&self) {
         self.gate.close().unwrap();
         loop {

@@ -39,20 +39,12 @@ fn no_request_passes_a_drained_gate_and_no_drain_misses_one() {
 fn threads_may_come_and_go_while_the_gate_closes() {
     for_both_barriers(|barrier| {
         let scene = Scene::new(barrier);
-        let clients: Vec<_> = (0..2)
-            .map(|_| {
-                let client = scene.clone();
-                thread::spawn(move || {
-                    let seat = client.gate.take_seat();
-                    client.request(&seat, || false).unwrap();
-                })
-            })
-            .collect();
+        let requests: Vec<_> = (0..2).map(|_| scene.start_request(|| false)).collect();
         scene.drain();
         scene.assert_quiesced();
         scene.gate.open();
-        for client in clients {
-            client.join().unwrap();
+        for request in requests {
+            assert_eq!(request.join().unwrap(), Ok(()));
         }
         assert_eq!(scene.done.load(Ordering::Relaxed), 2);
         assert_eq!(scene.gate.seats(), 0);
@@ -63,11 +55,7 @@ fn threads_may_come_and_go_while_the_gate_closes() {
 fn a_drain_can_be_cancelled_at_any_moment() {
     for_both_barriers(|barrier| {
         let scene = Scene::new(barrier);
-        let client = scene.clone();
-        let requests = thread::spawn(move || {
-            let seat = client.gate.take_seat();
-            client.request(&seat, || false).unwrap();
-        });
+        let request = scene.start_request(|| false);
         scene.gate.close().unwrap();
         scene.gate.open();
         assert!(!scene.gate.drained());
@@ -75,12 +63,12 @@ fn a_drain_can_be_cancelled_at_any_moment() {
         scene.drain();
         scene.assert_quiesced();
         scene.gate.open();
-        requests.join().unwrap();
+        assert_eq!(request.join().unwrap(), Ok(()));
         assert_eq!(scene.done.load(Ordering::Relaxed), 1);
     });
 }
 
-/// Waits until so many requests are in line.
+/// Waits until so many requests are held.
 fn until_held(scene: &Scene, count: usize) {
     while scene.gate.held() < count {
         thread::yield_now();
@@ -92,18 +80,14 @@ fn what_is_held_is_let_in_by_an_opening_and_awaited_by_the_next_drain() {
     for_both_barriers(|barrier| {
         let scene = Scene::new(barrier);
         scene.drain();
-        let client = scene.clone();
-        let requests = thread::spawn(move || {
-            let seat = client.gate.take_seat();
-            client.request(&seat, || false).unwrap();
-        });
+        let request = scene.start_request(|| false);
         until_held(&scene, 1);
         scene.gate.open();
         scene.drain();
         assert_eq!(scene.done.load(Ordering::Relaxed), 1, "it was held when the gate opened");
         scene.assert_quiesced();
         // Nobody opens again.
-        requests.join().unwrap();
+        assert_eq!(request.join().unwrap(), Ok(()));
         assert_eq!(scene.gate.held(), 0);
     });
 }
@@ -113,18 +97,14 @@ fn a_request_that_meets_a_gate_which_opens_and_closes_is_before_or_behind_the_pa
     for_both_barriers(|barrier| {
         let scene = Scene::new(barrier);
         scene.gate.close().unwrap();
-        let client = scene.clone();
-        let requests = thread::spawn(move || {
-            let seat = client.gate.take_seat();
-            client.request(&seat, || false).unwrap();
-        });
+        let request = scene.start_request(|| false);
         scene.gate.open();
         scene.drain();
         scene.assert_quiesced();
         let (done, held) = (scene.done.load(Ordering::Relaxed), scene.gate.held());
         assert!(done + held <= 1);
         scene.gate.open();
-        requests.join().unwrap();
+        assert_eq!(request.join().unwrap(), Ok(()));
         assert_eq!(scene.done.load(Ordering::Relaxed), 1);
     });
 }
@@ -184,13 +164,9 @@ fn when_the_server_ends_a_held_request_is_dropped_though_nobody_opens() {
     for_both_barriers(|barrier| {
         let scene = Scene::new(barrier);
         scene.drain();
-        let client = scene.clone();
-        let requests = thread::spawn(move || {
-            let seat = client.gate.take_seat();
-            client.request(&seat, || false)
-        });
+        let request = scene.start_request(|| false);
         scene.gate.shut_down();
-        assert_eq!(requests.join().unwrap(), Err(Dropped));
+        assert_eq!(request.join().unwrap(), Err(Dropped));
         assert!(!scene.gate.must_open());
         assert_eq!((scene.gate.held(), scene.gate.in_flight()), (0, 0));
     });
@@ -201,11 +177,7 @@ fn when_the_server_ends_one_that_may_not_be_dropped_has_the_gate_opened() {
     for_both_barriers(|barrier| {
         let scene = Scene::new(barrier);
         scene.drain();
-        let client = scene.clone();
-        let requests = thread::spawn(move || {
-            let seat = client.gate.take_seat();
-            client.request(&seat, || true).unwrap();
-        });
+        let request = scene.start_request(|| true);
         let rung = scene.bell.load(Ordering::Acquire);
         scene.gate.shut_down();
         // As the control thread: it sleeps unless it has seen it.
@@ -214,7 +186,7 @@ fn when_the_server_ends_one_that_may_not_be_dropped_has_the_gate_opened() {
             assert!(scene.gate.must_open());
         }
         scene.gate.open();
-        requests.join().unwrap();
+        assert_eq!(request.join().unwrap(), Ok(()));
         assert_eq!(scene.done.load(Ordering::Relaxed), 1);
         assert!(!scene.gate.must_open());
     });
