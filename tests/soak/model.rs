@@ -27,9 +27,9 @@
 //! From the reply `P` or `+` on the server is *surely paused*, until something
 //! is sent that may end that very pause or hold: any `r`; for a hold its `-` and
 //! the end of its connection; or until the timeout or SIGTERM may come. It is not
-//! sure at all if an `r` was under way together with the command. SIGTERM ends a
-//! pause where a request waits that may not be dropped, and where none does, it
-//! need not.
+//! sure at all if an `r` or SIGTERM was under way together with the command.
+//! SIGTERM ends a pause where a request waits that may not be dropped, and where
+//! none does, it need not.
 
 use std::time::Duration;
 
@@ -311,10 +311,9 @@ impl<'a> Model<'a> {
         }
 
         let granted = matches!(command.reply, Some(b'P' | b'+'));
-        let overtaken = self
-            .resumes
-            .iter()
-            .any(|r| step.can_precede(*r) && r.command.sent.at < command.until.at);
+        let by_sigterm = self.terminated.at < command.until.at;
+        let by = |r: &Step| step.can_precede(*r) && r.command.sent.at < command.until.at;
+        let overtaken = by_sigterm || self.resumes.iter().any(by);
         let mut sure = None;
         if granted && !overtaken {
             let resumes = self.resumes.iter().map(|r| r.command.sent);
@@ -467,7 +466,10 @@ fn for_the_model_sigterm_can_end_a_pause_and_need_not() {
         let model = Model::new(&history, rules, terminated, |_| 0);
         assert_eq!(model.wrong_replies().len(), count, "{text}");
     }
-    let history = history("p 0 1 P, r 8 9 R");
-    let pauses = Model::new(&history, rules, terminated, |_| 0).pauses();
-    assert_eq!(pauses.iter().map(|pause| pause.until.log).collect::<Vec<_>>(), [5]);
+    // Nor is one sure that was granted when SIGTERM was under way.
+    for (text, ends) in [("p 0 1 P, r 8 9 R", &[5][..]), ("p 4 6 P, r 8 9 R", &[])] {
+        let history = history(text);
+        let pauses = Model::new(&history, rules, terminated, |_| 0).pauses();
+        assert_eq!(pauses.iter().map(|pause| pause.until.log).collect::<Vec<_>>(), ends, "{text}");
+    }
 }
