@@ -10,7 +10,7 @@ use log::{error, info};
 use parking_lot::Mutex;
 
 use crate::gate::{Dropped, Gate, Pass, Seat, Worth};
-use crate::nbdkit::{self, Next};
+use crate::nbdkit::{self, FlushFailed, Next};
 use crate::seat;
 use crate::turnstile;
 
@@ -117,7 +117,7 @@ impl Connection {
 
     /// Flushes the connection if it is dirty and not finalized. On a thread of
     /// ours, while the gate is drained.
-    pub fn make_stable(&self) -> Result<(), String> {
+    pub fn make_stable(&self) -> Result<(), FlushFailed> {
         let next = self.next.lock();
         match next.as_ref() {
             Some(next) if self.dirty.load(Ordering::Acquire) => {

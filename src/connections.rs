@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 
 use crate::connection::Connection;
-use crate::control::Storage;
 use crate::gate::Gate;
+use crate::nbdkit::FlushFailed;
 
 /// All connections that are open.
 #[derive(Default)]
@@ -47,14 +47,19 @@ impl Connections {
     fn all(&self) -> Vec<Arc<Connection>> {
         self.open.lock().values().cloned().collect()
     }
-}
 
-impl Storage for Connections {
-    fn is_stable(&self) -> bool {
-        !self.all().iter().any(|connection| connection.needs_flush())
+    /// Whether anything was written since it was last flushed. It waits for a flush
+    /// that is in progress.
+    pub fn need_flush(&self) -> bool {
+        self.all().iter().any(|connection| connection.needs_flush())
     }
 
-    fn make_stable(&self, cancelled: &AtomicBool) -> Result<(), String> {
+    /// Flushes all that was written, which may take long; stops early, with `Ok`,
+    /// when `cancelled` becomes true. While the gate is drained, on a thread of ours.
+    ///
+    /// # Errors
+    /// One connection could not be flushed. The others were not tried.
+    pub fn flush(&self, cancelled: &AtomicBool) -> Result<(), FlushFailed> {
         for connection in self.all() {
             if cancelled.load(Ordering::Acquire) {
                 return Ok(());
@@ -64,7 +69,9 @@ impl Storage for Connections {
         Ok(())
     }
 
-    fn has_lost_writes(&self) -> bool {
+    /// Whether writes were lost for good since this was asked last: no flush can
+    /// make them stable any more.
+    pub fn have_lost_writes(&self) -> bool {
         self.lost.swap(false, Ordering::Relaxed)
     }
 }

@@ -30,7 +30,10 @@ mod advice;
 mod config;
 mod connection;
 mod connections;
+#[cfg(not(feature = "fuzzing"))]
 mod control;
+#[cfg(feature = "fuzzing")]
+pub mod control;
 mod exit;
 mod filter;
 mod gate;

@@ -11,12 +11,12 @@ use crate::advice::Advised;
 use crate::config::Config;
 use crate::connection::Connection;
 use crate::connections::Connections;
-use crate::control::{Control, Rules, Storage};
+use crate::control::{Control, Rules};
 use crate::exit;
 use crate::gate::{Barrier, Gate};
 use crate::logger;
 use crate::nbdkit::{self, Next};
-use crate::os::Bell;
+use crate::os::EventFd;
 use crate::socket::ControlSocket;
 
 /// The filter's one instance in this process: from `load` to `unload`.
@@ -126,22 +126,22 @@ pub fn after_fork() -> Result<(), Failed> {
 }
 
 fn serve(instance: &mut Instance) -> Result<Serving, Failed> {
-    let bell = Bell::new().map_err(|e| {
+    let event = EventFd::new().map_err(|e| {
         failed(format_args!("pause-control: cannot make an eventfd: {}", Advised(&e)))
     })?;
-    let bell = Arc::new(bell);
-    let rung = bell.clone();
-    let gate = Arc::new(Gate::new(Barrier::best(), move || rung.ring()));
+    let event = Arc::new(event);
+    let signalled = event.clone();
+    let gate = Arc::new(Gate::new(Barrier::best(), move || signalled.signal()));
     info!("pauses rely on {}", gate.barrier());
     let connections = Arc::new(Connections::default());
     let flush = instance.config.flush();
     let rules = Rules {
-        flush: flush.then(|| connections.clone() as Arc<dyn Storage>),
+        flush: flush.then(|| connections.clone()),
         timeout: instance.config.timeout(),
         holds: instance.config.hold(),
     };
     let socket = instance.socket.take().ok_or_else(|| failed("there is no control socket"))?;
-    let control = Control::start(socket, gate.clone(), bell, rules)
+    let control = Control::start(socket, gate.clone(), event, rules)
         .map_err(|why| failed(format_args!("pause-control: {why}")))?;
     Ok(Serving { _control: control, gate, connections, flush })
 }

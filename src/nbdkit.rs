@@ -163,18 +163,30 @@ impl Next {
     /// Makes what was written stable. Only where `can_flush` says yes.
     ///
     /// # Errors
-    /// The error of the next layer, in words.
-    pub fn flush(&self) -> Result<(), String> {
+    /// The error of the next layer.
+    pub fn flush(&self) -> Result<(), FlushFailed> {
         // For a layer that does not say why.
         let mut number: c_int = libc::EIO;
         // SAFETY: `next` is good, by the contract of `new`; no flags, as
         // nbdkit-filter(3), ".flush", asks.
         match unsafe { (*self.0).flush.map(|flush| flush(self.0, 0, &raw mut number)) } {
             Some(0) => Ok(()),
-            _ => Err(format!("flush failed: {}", io::Error::from_raw_os_error(number))),
+            _ => Err(FlushFailed(io::Error::from_raw_os_error(number))),
         }
     }
 }
+
+/// The next layer could not be flushed.
+#[derive(Debug)]
+pub struct FlushFailed(pub io::Error);
+
+impl fmt::Display for FlushFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "flush failed: {}", self.0)
+    }
+}
+
+impl std::error::Error for FlushFailed {}
 
 /// A string that nbdkit passed to a callback.
 ///
@@ -188,9 +200,9 @@ pub unsafe fn string<'a>(string: *const c_char) -> &'a CStr {
     unsafe { CStr::from_ptr(string) }
 }
 
-/// Unit tests run without a server, and have to be linked all the same. These
-/// stand in for its functions; nothing is tested through them.
-#[cfg(test)]
+/// Unit tests and the fuzz target run without a server, and have to be linked all the
+/// same. These stand in for its functions; nothing is tested through them.
+#[cfg(any(test, feature = "fuzzing"))]
 mod no_server {
     use std::ffi::{c_char, c_int};
 

@@ -1,6 +1,5 @@
-//! Makes what was written stable, in a thread of its own: a flush may take
-//! seconds, and an operator's `r` has to be heard meanwhile. How it is done is
-//! the storage's affair.
+//! The flusher that ships: flushes all connections, on a thread of its own. When
+//! that is done, and what the result is worth, is in `flush`.
 
 use std::io;
 use std::sync::Arc;
@@ -10,124 +9,77 @@ use std::thread::{self, JoinHandle};
 use log::info;
 use parking_lot::Mutex;
 
-use crate::advice::Advised;
-use crate::os::{self, Bell};
+use super::flush::Flusher;
+use crate::connections::Connections;
+use crate::nbdkit::FlushFailed;
+use crate::os::{self, EventFd};
 
 /// As the threads that nbdkit calls plugins on have it, by default.
 const STACK: usize = 8 * 1024 * 1024;
 
-/// What lies below the gate, as far as a pause has to do with it.
-pub trait Storage: Send + Sync {
-    /// Whether nothing was written since it was last made stable.
-    fn is_stable(&self) -> bool;
-
-    /// Makes all that was written stable, which may take long; stops early,
-    /// with `Ok`, when `cancelled` becomes true.
-    ///
-    /// # Errors
-    /// What could not be made stable, and why.
-    fn make_stable(&self, cancelled: &AtomicBool) -> Result<(), String>;
-
-    /// Whether writes were lost for good since this was asked last: no flush
-    /// can make them stable any more.
-    fn has_lost_writes(&self) -> bool;
-}
-
-/// One flush at a time. Joins its thread when dropped.
-pub struct Flusher {
-    storage: Arc<dyn Storage>,
-    bell: Arc<Bell>,
+/// Joins its thread when dropped.
+pub struct FlushThread {
+    connections: Arc<Connections>,
+    event: Arc<EventFd>,
     job: Option<Job>,
-    /// A flush has to be started before this one is done.
-    wanted: bool,
 }
 
 struct Job {
     thread: JoinHandle<()>,
     cancelled: Arc<AtomicBool>,
-    /// There before the bell rings.
-    result: Arc<Mutex<Option<Result<(), String>>>>,
+    /// There before the event is signalled.
+    result: Arc<Mutex<Option<Result<(), FlushFailed>>>>,
 }
 
-impl Flusher {
-    /// Rings `bell` when it is time to ask `is_done`.
-    pub fn new(storage: Arc<dyn Storage>, bell: Arc<Bell>) -> Self {
-        Flusher { storage, bell, job: None, wanted: false }
+impl FlushThread {
+    /// Signals `event` when it is time to ask `ended`.
+    pub fn new(connections: Arc<Connections>, event: Arc<EventFd>) -> Self {
+        FlushThread { connections, event, job: None }
+    }
+}
+
+impl Flusher for FlushThread {
+    fn is_needed(&self) -> bool {
+        self.connections.need_flush()
     }
 
-    /// Flushes from now on, and all that was written before now.
-    pub fn restart(&mut self) {
-        self.wanted = true;
+    fn start(&mut self) -> io::Result<()> {
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let result = Arc::new(Mutex::new(None));
+        let (connections, event) = (self.connections.clone(), self.event.clone());
+        let (stop, slot) = (cancelled.clone(), result.clone());
+        let thread = os::without_signals(|| {
+            let builder = thread::Builder::new().name("pause-flush".into()).stack_size(STACK);
+            builder.spawn(move || {
+                *slot.lock() = Some(connections.flush(&stop));
+                event.signal();
+            })
+        })?;
+        info!("flushing what was written");
+        self.job = Some(Job { thread, cancelled, result });
+        Ok(())
     }
 
-    /// The flush that was started last is of no interest any more.
-    pub fn cancel(&mut self) {
-        self.wanted = false;
+    fn cancel(&mut self) {
         if let Some(job) = &self.job {
             job.cancelled.store(true, Ordering::Release);
         }
     }
 
-    /// Whether all is stable that was written before `restart`.
-    ///
-    /// # Errors
-    /// The flush failed; why.
-    pub fn is_done(&mut self) -> Result<bool, String> {
+    fn ended(&mut self) -> Option<Result<(), FlushFailed>> {
+        let result = self.job.as_ref()?.result.lock().take()?;
         if let Some(job) = self.job.take() {
-            // One that was cancelled may still be inside the plugin. It has to
-            // end first, since it began before some of the writes.
-            let Some(result) = job.result.lock().take() else {
-                self.job = Some(job);
-                return Ok(false);
-            };
             let _ = job.thread.join();
-            if !job.cancelled.load(Ordering::Acquire) {
-                return result.and_then(|()| self.unless_lost());
-            }
-            // A failure counts though nobody waited for it: the system tells it
-            // once, and the next flush may go well without what was lost.
-            result.map_err(|e| format!("the flush of a pause that was ended has failed: {e}"))?;
         }
-        if self.wanted {
-            self.wanted = false;
-            if !self.storage.is_stable() {
-                let job =
-                    self.start().map_err(|e| format!("cannot start a thread: {}", Advised(&e)))?;
-                self.job = Some(job);
-                return Ok(false);
-            }
-            return self.unless_lost();
-        }
-        Ok(true)
+        Some(result)
     }
 
-    /// The last word on a flush that went well.
-    fn unless_lost(&self) -> Result<bool, String> {
-        match self.storage.has_lost_writes() {
-            // Told once; what a flush has failed to save, another can't bring back.
-            true => Err("writes of a connection that has ended could not be flushed".into()),
-            false => Ok(true),
-        }
-    }
-
-    fn start(&self) -> io::Result<Job> {
-        let cancelled = Arc::new(AtomicBool::new(false));
-        let result = Arc::new(Mutex::new(None));
-        let (storage, bell) = (self.storage.clone(), self.bell.clone());
-        let (stop, slot) = (cancelled.clone(), result.clone());
-        let thread = os::without_signals(|| {
-            let builder = thread::Builder::new().name("pause-flush".into()).stack_size(STACK);
-            builder.spawn(move || {
-                *slot.lock() = Some(storage.make_stable(&stop));
-                bell.ring();
-            })
-        })?;
-        info!("flushing what was written");
-        Ok(Job { thread, cancelled, result })
+    fn has_lost_writes(&mut self) -> bool {
+        self.connections.have_lost_writes()
     }
 }
 
-impl Drop for Flusher {
+impl Drop for FlushThread {
     fn drop(&mut self) {
         self.cancel();
         if let Some(job) = self.job.take() {

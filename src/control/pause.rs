@@ -1,5 +1,6 @@
 //! The pause itself: who wants it, how far it is, when it ends, and what the
-//! log says about it. Over which socket it was asked for is not known here.
+//! log says about it. It closes and opens the gate. A part of `core`: it is told
+//! the time, and knows nothing of dialogues and replies.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -9,23 +10,24 @@ use std::time::{Duration, Instant};
 
 use log::{error, info};
 
-use crate::control::flusher::Flusher;
+use super::core::Id;
+use super::flush::{FlushError, Flusher, Flushing};
 use crate::gate::Gate;
 
 /// So many holds at once. A connection with a hold is never closed to make
 /// room, so there have to be places that no hold can take.
 const MOST_HOLDS: usize = 32;
 
-/// Owns the closing side of the gate. Used by the control thread alone.
+/// Owns the closing side of the gate.
 pub struct Pause {
     gate: Arc<Gate>,
-    flusher: Option<Flusher>,
+    flushing: Option<Flushing>,
     timeout: Option<Duration>,
     stage: Stage,
     /// `p` was asked for, and `r` was not since.
     asked: bool,
     /// Connections that asked for a hold and have not given it back.
-    holds: BTreeSet<u64>,
+    holds: BTreeSet<Id>,
 }
 
 /// The gate is closed in all stages but the first, as long as `asked` or any
@@ -72,10 +74,14 @@ pub enum Progress {
 impl Pause {
     /// Requests flow. `flusher` makes what was written stable before a pause
     /// is in force; `timeout` after it was closed, the gate opens by itself.
-    pub fn new(gate: Arc<Gate>, flusher: Option<Flusher>, timeout: Option<Duration>) -> Self {
+    pub fn new(
+        gate: Arc<Gate>,
+        flusher: Option<Box<dyn Flusher>>,
+        timeout: Option<Duration>,
+    ) -> Self {
         Pause {
             gate,
-            flusher,
+            flushing: flusher.map(Flushing::new),
             timeout,
             stage: Stage::Running,
             asked: false,
@@ -84,19 +90,19 @@ impl Pause {
     }
 
     /// `p`: asks for a pause that lasts until `resume`.
-    pub fn pause(&mut self, who: &dyn fmt::Display) -> Outcome {
-        let asked = self.close(format_args!("pause requested by {who}"));
+    pub fn pause(&mut self, who: &dyn fmt::Display, now: Instant) -> Outcome {
+        let asked = self.close(format_args!("pause requested by {who}"), now);
         self.asked |= asked != Outcome::Failed;
         asked
     }
 
     /// `+`: asks for a pause that lasts until connection `holder` lets go.
-    pub fn hold(&mut self, holder: u64, who: &dyn fmt::Display) -> Outcome {
+    pub fn hold(&mut self, holder: Id, who: &dyn fmt::Display, now: Instant) -> Outcome {
         if self.holds.len() >= MOST_HOLDS && !self.holds.contains(&holder) {
             info!("no hold for {who}: {MOST_HOLDS} are in force already");
             return Outcome::Failed;
         }
-        let asked = self.close(format_args!("hold requested by {who}"));
+        let asked = self.close(format_args!("hold requested by {who}"), now);
         if asked != Outcome::Failed {
             self.holds.insert(holder);
         }
@@ -105,19 +111,19 @@ impl Pause {
 
     /// `-`, or the end of the connection: the hold is over. False if it was
     /// over before, or never was.
-    pub fn let_go(&mut self, holder: u64, who: &dyn fmt::Display) -> bool {
+    pub fn let_go(&mut self, holder: Id, who: &dyn fmt::Display, now: Instant) -> bool {
         let held = self.holds.remove(&holder);
         if held {
             info!("{who} lets go: {} more holds", self.holds.len());
             if !self.is_wanted() {
-                self.end(format_args!("resumed by {who}"));
+                self.end(format_args!("resumed by {who}"), now);
             }
         }
         held
     }
 
     /// Whether this connection has a hold, or has asked for one.
-    pub fn is_holder(&self, holder: u64) -> bool {
+    pub fn is_holder(&self, holder: Id) -> bool {
         self.holds.contains(&holder)
     }
 
@@ -133,9 +139,9 @@ impl Pause {
     }
 
     /// `r`: the pause and all holds are over, in force or not.
-    pub fn resume(&mut self, who: &dyn fmt::Display) {
+    pub fn resume(&mut self, who: &dyn fmt::Display, now: Instant) {
         let holds = self.holds.len();
-        self.end(format_args!("resumed by {who}"));
+        self.end(format_args!("resumed by {who}"), now);
         if holds > 0 {
             error!("{who} has ended {holds} holds before their time");
         }
@@ -152,16 +158,16 @@ impl Pause {
         self.gate.shut_down();
     }
 
-    /// When `progress` is to be asked even if no bell rings.
+    /// When `progress` is to be asked even if nothing was signalled.
     pub fn deadline(&self) -> Option<Instant> {
         self.closed().and_then(|closed| closed.deadline)
     }
 
-    /// Moves on as far as possible. Ask it when the bell rings and when the
-    /// deadline is past.
-    pub fn progress(&mut self) -> Progress {
-        if self.deadline().is_some_and(|deadline| deadline <= Instant::now()) {
-            self.end(format_args!("resumed by pause-timeout"));
+    /// Moves on as far as possible. Ask it when the gate or the flusher has
+    /// signalled, and when the deadline is past.
+    pub fn progress(&mut self, now: Instant) -> Progress {
+        if self.deadline().is_some_and(|deadline| deadline <= now) {
+            self.end(format_args!("resumed by pause-timeout"), now);
             error!(
                 "pause-timeout: the pause is ended after {:?}; whoever relied on it must not: \
                  a snapshot that is being taken now is torn",
@@ -170,7 +176,7 @@ impl Pause {
             return Progress::Ended;
         }
         if self.gate.must_open() {
-            self.end(format_args!("resumed by the end of the server"));
+            self.end(format_args!("resumed by the end of the server"), now);
             error!(
                 "the server was told to end, and requests that may not be dropped are held: \
                  the pause is ended for them; whoever relied on it must not: a snapshot that is \
@@ -178,11 +184,11 @@ impl Pause {
             );
             return Progress::Ended;
         }
-        match self.advance() {
+        match self.advance(now) {
             Ok(true) => Progress::Paused,
             Ok(false) => Progress::None,
             Err(why) => {
-                self.end(format_args!("resumed by the filter"));
+                self.end(format_args!("resumed by the filter"), now);
                 error!("pause-flush: {why}; the pause is given up");
                 Progress::Ended
             }
@@ -190,22 +196,21 @@ impl Pause {
     }
 
     /// Closes the gate if it is open, and looks how far the pause gets at once.
-    fn close(&mut self, log: fmt::Arguments<'_>) -> Outcome {
+    fn close(&mut self, log: fmt::Arguments<'_>, now: Instant) -> Outcome {
         match self.stage {
             Stage::Paused(_) => return Outcome::Done,
             Stage::Draining(_) | Stage::Flushing(_) => {}
             Stage::Running => {
-                let since = Instant::now();
                 if let Err(e) = self.gate.close() {
                     error!("cannot pause: {e}; requests flow on");
                     return Outcome::Failed;
                 }
                 // Too far away to be told in this clock is no deadline.
-                let deadline = self.timeout.and_then(|timeout| since.checked_add(timeout));
-                self.stage = Stage::Draining(Closed { since, deadline });
+                let deadline = self.timeout.and_then(|timeout| now.checked_add(timeout));
+                self.stage = Stage::Draining(Closed { since: now, deadline });
             }
         }
-        match self.progress() {
+        match self.progress(now) {
             Progress::Paused => {
                 info!("{log}");
                 Outcome::Done
@@ -219,24 +224,24 @@ impl Pause {
     }
 
     /// From stage to stage as far as possible; true in the last one.
-    fn advance(&mut self) -> Result<bool, String> {
+    fn advance(&mut self, now: Instant) -> Result<bool, FlushError> {
         if let Stage::Draining(closed) = self.stage {
             if self.gate.drained() {
                 self.stage = Stage::Flushing(closed);
-                if let Some(flusher) = &mut self.flusher {
-                    info!("drained in {:?}", closed.since.elapsed());
-                    flusher.restart();
+                if let Some(flushing) = &mut self.flushing {
+                    info!("drained in {}", closed.age(now));
+                    flushing.restart();
                 }
             }
         }
         if let Stage::Flushing(closed) = self.stage {
-            let flushed = match &mut self.flusher {
-                Some(flusher) => flusher.is_done()?,
+            let flushed = match &mut self.flushing {
+                Some(flushing) => flushing.is_done()?,
                 None => true,
             };
             if flushed {
-                let done = if self.flusher.is_some() { "flushed" } else { "drained" };
-                info!("paused: {done} in {:?}", closed.since.elapsed());
+                let done = if self.flushing.is_some() { "flushed" } else { "drained" };
+                info!("paused: {done} in {}", closed.age(now));
                 self.stage = Stage::Paused(closed);
             }
         }
@@ -253,7 +258,7 @@ impl Pause {
     }
 
     /// Requests flow from here on.
-    fn end(&mut self, log: fmt::Arguments<'_>) {
+    fn end(&mut self, log: fmt::Arguments<'_>, now: Instant) {
         self.asked = false;
         self.holds.clear();
         let stage = mem::replace(&mut self.stage, Stage::Running);
@@ -263,22 +268,41 @@ impl Pause {
         match stage {
             Stage::Running => {}
             Stage::Draining(closed) => info!(
-                "{log}, cancelled after {:?}: {} requests had not finished, {held} were held",
-                closed.since.elapsed(),
+                "{log}, cancelled after {}: {} requests had not finished, {held} were held",
+                closed.age(now),
                 self.gate.in_flight(),
             ),
             Stage::Flushing(closed) => {
-                if let Some(flusher) = &mut self.flusher {
-                    flusher.cancel();
+                if let Some(flushing) = &mut self.flushing {
+                    flushing.cancel();
                 }
                 info!(
-                    "{log}, cancelled while flushing, after {:?}: {held} requests were held",
-                    closed.since.elapsed(),
+                    "{log}, cancelled while flushing, after {}: {held} requests were held",
+                    closed.age(now),
                 );
             }
             Stage::Paused(closed) => {
-                info!("{log} after {:?}: {held} requests were held", closed.since.elapsed());
+                info!("{log} after {}: {held} requests were held", closed.age(now));
             }
+        }
+    }
+}
+
+impl Closed {
+    fn age(self, now: Instant) -> Age {
+        Age(now.saturating_duration_since(self.since))
+    }
+}
+
+/// How long the gate has been closed, as the log says it. Where one call did it all,
+/// the clock was read once.
+struct Age(Duration);
+
+impl fmt::Display for Age {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Duration::ZERO => f.write_str("no time"),
+            age => write!(f, "{age:?}"),
         }
     }
 }

@@ -4,6 +4,8 @@
 use std::fmt;
 use std::io;
 
+use rustix::thread::{MembarrierCommand, membarrier};
+
 use super::sync::{Ordering, fence, heavy_barrier};
 
 /// How a closing gate makes sure that it and every request see each other.
@@ -41,7 +43,8 @@ impl Barrier {
     ///
     /// An old kernel or a seccomp filter leads to `Fences`.
     pub fn best() -> Barrier {
-        match membarrier(libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED)
+        match membarrier(MembarrierCommand::RegisterPrivateExpedited)
+            .map_err(io::Error::from)
             .and_then(|()| private_expedited())
         {
             Ok(()) => Barrier::Membarrier,
@@ -65,13 +68,5 @@ impl Barrier {
 
 /// A full barrier in every running thread of this process.
 pub fn private_expedited() -> io::Result<()> {
-    membarrier(libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED)
-}
-
-fn membarrier(command: libc::c_int) -> io::Result<()> {
-    // SAFETY: membarrier(2) takes three integers and touches no memory of ours.
-    match unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    Ok(membarrier(MembarrierCommand::PrivateExpedited)?)
 }

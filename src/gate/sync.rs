@@ -6,6 +6,8 @@
 mod imp {
     use std::time::Duration;
 
+    use rustix::thread::futex::{self, Timespec};
+
     pub use parking_lot::Mutex;
     pub use std::sync::Arc;
     pub use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, fence};
@@ -41,17 +43,9 @@ mod imp {
         /// Sleeps if the word is still `seen`, at most for `limit`; may wake
         /// up for no reason.
         pub fn wait(&self, seen: u32, limit: Duration) {
-            let limit = libc::timespec {
-                tv_sec: libc::time_t::try_from(limit.as_secs()).unwrap_or(libc::time_t::MAX),
-                tv_nsec: limit.subsec_nanos().into(),
-            };
-            let operation = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
-            // SAFETY: FUTEX_WAIT reads the aligned word that `self` keeps
-            // alive, and a timespec of this frame. Why it returned is not
-            // asked: the caller looks at the word again.
-            unsafe {
-                libc::syscall(libc::SYS_futex, self.0.as_ptr(), operation, seen, &raw const limit);
-            }
+            // Why it returned is not asked: the caller looks at the word again.
+            let limit = Timespec::try_from(limit).ok();
+            let _ = futex::wait(&self.0, futex::Flags::PRIVATE, seen, limit.as_ref());
         }
 
         /// The same, in the shipped filter. The model knows no time that passes.
@@ -61,9 +55,7 @@ mod imp {
 
         /// Wakes all that sleep. Store the new value before.
         pub fn wake_all(&self) {
-            let operation = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
-            // SAFETY: FUTEX_WAKE only takes the word's address as a key.
-            unsafe { libc::syscall(libc::SYS_futex, self.0.as_ptr(), operation, libc::c_int::MAX) };
+            let _ = futex::wake(&self.0, futex::Flags::PRIVATE, i32::MAX.unsigned_abs());
         }
     }
 

@@ -10,9 +10,9 @@ use parking_lot::RwLockReadGuard;
 
 use crate::common::GENEROUS;
 use crate::common::random::Random;
-use crate::model::{Command, Connection, describe};
 use crate::plan::Commands;
-use crate::world::{Mark, World};
+use crate::world::World;
+use pause_model::{Command, Connection, Mark, describe};
 
 /// A holder that vanishes lets go within a second.
 pub const A_SECOND: Duration = Duration::from_secs(1);

@@ -17,9 +17,9 @@ use crate::common::{GENEROUS, eventually};
 use crate::controllers::{self, Wire, is_noise};
 use crate::load::{self, Life};
 use crate::log::Log;
-use crate::model::{Connection, Model, describe};
 use crate::plan::{End, Plan};
-use crate::world::{Mark, SOON, World};
+use crate::world::{SOON, World};
+use pause_model::{Connection, Mark, Model, describe};
 
 const COUNTED: [&str; 7] = [
     "episodes",

@@ -4,6 +4,8 @@
 
 use std::time::{Duration, Instant};
 
+use pause_model::Mark;
+
 use crate::common::clients::{self, PYTHON, until_the_kernel_knows};
 use crate::common::process::{Finished, Process};
 use crate::common::random::Random;
@@ -11,7 +13,7 @@ use crate::common::{GENEROUS, eventually};
 use crate::controllers::{A_SECOND, Wire};
 use crate::log::{Log, connection_of, has_ended};
 use crate::plan::{Commands, DISK, End, dead_clients_are_dangerous};
-use crate::world::{Mark, SOON, World};
+use crate::world::{SOON, World};
 
 const BLOCK: u64 = 512;
 const BLOCKS: u64 = 32;

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::load::{Life, REGION};
-use crate::model::Pause;
+use pause_model::Pause;
 
 const KINDS: [&str; 7] = ["Read", "Write", "Zero", "Trim", "Extents", "Cache", "Flush"];
 

@@ -1,6 +1,6 @@
 //! The soak test: random servers under random load, paused by random controllers
 //! and told to end at random moments, for as long as `scripts/soak` is told to.
-//! A model (`model`) says what each reply can have been, the log (`log`) what
+//! The model (`pause-model`) says what each reply can have been, the log (`log`) what
 //! the plugin saw, the clients (`load`) what has to be on the disk.
 //!
 //! A run is a sequence of episodes, each with a server of its own and a seed of
@@ -23,7 +23,6 @@ mod controllers;
 mod episode;
 mod load;
 mod log;
-mod model;
 mod plan;
 mod world;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::common::nbdkit;
 use crate::common::random::Random;
 use crate::common::server::{Setup, ThreadModel};
-use crate::model::Rules;
+use pause_model::Rules;
 
 /// In MiB: clients in the lower half, fio in the upper one.
 pub const DISK: u64 = 32;

@@ -8,29 +8,15 @@ use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use parking_lot::{Mutex, RwLock};
+use pause_model::{Connection, Mark};
 
 use crate::common::server::Server;
 use crate::common::{GENEROUS, process};
 use crate::load::Life;
-use crate::model::Connection;
 use crate::plan::Plan;
 
 /// What is promised within a second. The machine is busy.
 pub const SOON: Duration = Duration::from_secs(16);
-
-/// A moment: the time since the episode began, and how long the log was then.
-///
-/// Who takes one before something has one that isn't later, in both; who takes
-/// one after it has one that isn't earlier.
-#[derive(Clone, Copy, Debug)]
-pub struct Mark {
-    pub at: Duration,
-    pub log: u64,
-}
-
-impl Mark {
-    pub const NEVER: Mark = Mark { at: Duration::MAX, log: u64::MAX };
-}
 
 /// How far an episode is.
 const ALL_WORK: u8 = 0;

@@ -1,62 +1,36 @@
-//! A controller's promises, over a stream in memory. `script` plays scripts and
-//! judges what comes of them; here are scripts written by hand, and the replay of
-//! those that the fuzz target has found.
+//! The core's promises, with several controllers and a clock that is moved by hand.
+//!
+//! A row is a dialogue: words, each of which happens and is checked.
+//!
+//! | word | what happens, what is checked |
+//! |---|---|
+//! | `A:pr=PR` | controller A (who connects with its first word) sends `pr`, and has exactly `PR` since its last `=` |
+//! | `A:p` | A sends `p`; what it has is seen later |
+//! | `A=P` | A has `P` by now, since its last `=` |
+//! | `A.` | A sends no more, as `nc -N` does |
+//! | `A!` | A has gone |
+//! | `1+` `1-` | request 1 comes and is let in, leaves |
+//! | `held`, `flow` | a request that comes now is held, is let in |
+//! | `30ms` | time passes |
+//! | `written` | a request writes |
+//! | `flushed`, `unflushed` | the flush that runs ends well, badly |
+//! | `lost` | a connection ends whose last flush had failed |
+//!
+//! `timeout=30ms`, `hold` and `flush` before them are the parameters.
 
-#![allow(clippy::arithmetic_side_effects)]
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    missing_docs
+)]
 
-mod script;
-
-use std::fs;
-use std::path::Path;
-
-use script::{LISTENED, play};
-
-#[test]
-fn each_command_gets_its_reply_in_its_turn() {
-    for (script, replies) in [
-        ("", ""),
-        ("Ap \t\nrT", "PR"),
-        ("A+-p-rT", "+-P-R"),
-        ("FpT+-r", "XXXR"),
-        ("xQPQTQ+T\r", "XXX+X"),
-        // What is behind a command that waits has to wait too.
-        ("prTxTpT", "PRXP"),
-        ("prTNTx", "XRX"),
-        ("+-TYT", "+-"),
-        // However little is read and written at a time.
-        ("A0Oprp-T1TT2T0TI-TWT", "PRP--"),
-        // Who sends no more gets what is owed. Who takes nothing or is gone does not.
-        ("rpETxHT", "R"),
-        ("rpHT", ""),
-        ("rZT", ""),
-    ] {
-        let ending = play(script.as_bytes());
-        assert_eq!(String::from_utf8(ending.replies).unwrap(), replies, "{script:?}");
-    }
-}
-
-#[test]
-fn a_flood_is_heard_out_only_as_its_replies_are_read() {
-    let ending = play(b"0GxTTTTTTTTTTTTTTTT");
-    assert_eq!(ending.replies, [b'X'; 6_000]);
-    // `play` sees to it that they are not all of them.
-    assert!(ending.most_unsent >= LISTENED);
-}
-
-#[test]
-fn what_the_fuzzer_has_found_gets_the_replies_of_the_model() {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/session");
-    let mut endings = Vec::new();
-    for file in fs::read_dir(&corpus).unwrap() {
-        let path = file.unwrap().path();
-        // Shown where `play` panics.
-        println!("{}", path.display());
-        endings.push(play(&fs::read(&path).unwrap()));
-    }
-    // So that nothing is replayed that has lost its meaning.
-    assert!(endings.iter().any(|ending| ending.failed));
-    assert!(endings.iter().any(|ending| ending.most_unsent >= LISTENED));
-    for reply in *b"PR+-X" {
-        assert!(endings.iter().any(|ending| ending.replies.contains(&reply)), "{reply}");
-    }
-}
+mod below;
+#[cfg(test)]
+mod crowds;
+#[cfg(test)]
+mod dialogues;
+pub mod play;
+mod stage;

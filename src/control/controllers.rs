@@ -1,0 +1,113 @@
+//! The connections of all controllers: reads and writes for `core`, and never
+//! waits. What is said on them is none of its business.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+use super::core::{Core, Id};
+use crate::os::{self, PollFlags};
+
+/// Read at most this much of one before others have their turn.
+const CHUNK: usize = 512;
+
+/// All that are connected. Each is known to `core`, and no other is.
+pub struct Controllers {
+    pub core: Core,
+    /// In the order in which they came.
+    streams: Vec<(Id, UnixStream)>,
+}
+
+impl Controllers {
+    /// Nobody is connected yet.
+    pub fn new(core: Core) -> Self {
+        Controllers { core, streams: Vec::new() }
+    }
+
+    /// One has connected. Its `stream` does not block.
+    pub fn admit(&mut self, stream: UnixStream) {
+        if self.core.is_full() {
+            self.close_idlest("no more can be connected at once");
+        }
+        let id = self.core.admit(os::peer(&stream), Instant::now());
+        self.streams.push((id, stream));
+    }
+
+    /// Closes the one that makes room. False if there is none.
+    pub fn close_idlest(&mut self, why: &str) -> bool {
+        match self.core.to_close() {
+            Some(id) => {
+                self.core.close(id, why);
+                self.remove(id);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Each one, and what to poll it for. A hang-up is always reported, and again
+    /// and again: where only that can come and it is known, there is nothing to poll.
+    pub fn polled(&self) -> impl Iterator<Item = (Id, &UnixStream, PollFlags)> {
+        self.streams.iter().filter_map(|(id, stream)| {
+            let id = *id;
+            let mut wanted = PollFlags::empty();
+            wanted.set(PollFlags::IN, self.core.listens_to(id));
+            wanted.set(PollFlags::OUT, !self.core.replies(id).is_empty());
+            let is_worth_it = !wanted.is_empty() || !self.core.has_hung_up(id);
+            is_worth_it.then_some((id, stream, wanted))
+        })
+    }
+
+    /// poll(2) has `found` this of `id`. Reads what there is to read, up to a bound.
+    pub fn read(&mut self, id: Id, found: PollFlags) {
+        if found.intersects(PollFlags::HUP | PollFlags::ERR) {
+            self.core.hung_up(id);
+        }
+        if !self.core.listens_to(id) {
+            return;
+        }
+        let place = self.streams.binary_search_by_key(&id, |(id, _)| *id);
+        let Some((_, stream)) = place.ok().and_then(|place| self.streams.get_mut(place)) else {
+            return;
+        };
+        let mut chunk = [0; CHUNK];
+        match stream.read(&mut chunk) {
+            Ok(0) => self.core.input_ended(id),
+            Ok(count) => {
+                self.core.received(id, chunk.get(..count).unwrap_or_default(), Instant::now());
+            }
+            Err(e) if is_passing(&e) => {}
+            Err(_) => {
+                self.core.input_ended(id);
+                self.core.unreachable(id);
+            }
+        }
+    }
+
+    /// Sends the replies that can be sent, and parts with those who are done.
+    pub fn write(&mut self) {
+        for (id, stream) in &mut self.streams {
+            let id = *id;
+            while !self.core.replies(id).is_empty() {
+                match stream.write(self.core.replies(id)) {
+                    // An error, too: by the rules of `Write`, it will take nothing later.
+                    Ok(0) => self.core.unreachable(id),
+                    Ok(count) => self.core.sent(id, count),
+                    Err(e) if is_passing(&e) => break,
+                    Err(_) => self.core.unreachable(id),
+                }
+            }
+        }
+        for id in self.core.part(Instant::now()) {
+            self.remove(id);
+        }
+    }
+
+    fn remove(&mut self, id: Id) {
+        self.streams.retain(|(other, _)| *other != id);
+    }
+}
+
+fn is_passing(e: &io::Error) -> bool {
+    matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+}

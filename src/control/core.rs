@@ -1,0 +1,304 @@
+//! Every decision of the control side: which command is carried out when, who is
+//! answered what, and who has to make room. It has no socket, no thread and no
+//! clock. It is told what has come, who has left and what time it is; it says what
+//! to send and when to be asked again. Around it `control` polls. How far the pause
+//! is, and what it depends on, is kept in `pause`.
+
+use std::fmt;
+use std::time::Instant;
+
+use log::info;
+
+use super::pause::{Outcome, Pause, Progress};
+use super::protocol::{Command, Dialogue, Reply};
+
+/// This many controllers are connected at once. A heap of forgotten `nc`
+/// processes must not lock the operator out, so one more displaces one.
+const MOST_CONTROLLERS: usize = 64;
+
+/// A controller that doesn't read its replies is not listened to beyond this.
+const MOST_UNSENT: usize = 4096;
+
+/// Tells a controller apart from all others since the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Id(u64);
+
+/// Process and user of a controller, for the log.
+pub type Peer = (libc::pid_t, libc::uid_t);
+
+/// See the module's text. Any thread may have it, one at a time.
+pub struct Core {
+    pause: Pause,
+    /// Whether `+` and `-` are commands.
+    holds: bool,
+    /// In the order in which they came.
+    controllers: Vec<Controller>,
+    last: Id,
+}
+
+/// One that is connected.
+struct Controller {
+    name: Name,
+    dialogue: Dialogue,
+    /// When it last sent something.
+    active: Instant,
+    /// It will send nothing more.
+    input_ended: bool,
+    /// Nobody is there to hold anything; what it sent before still counts.
+    hung_up: bool,
+    /// No reply can be sent to it any more.
+    unreachable: bool,
+}
+
+/// How the log calls a controller.
+#[derive(Clone, Copy)]
+pub struct Name {
+    id: Id,
+    peer: Option<Peer>,
+}
+
+impl Core {
+    /// Nobody is connected. `holds` says whether `+` and `-` are commands.
+    pub fn new(pause: Pause, holds: bool) -> Self {
+        Core { pause, holds, controllers: Vec::new(), last: Id(0) }
+    }
+
+    /// A controller has connected. Make room first: see `is_full`.
+    pub fn admit(&mut self, peer: Option<Peer>, now: Instant) -> Id {
+        let id = Id(self.last.0.saturating_add(1));
+        self.last = id;
+        let name = Name { id, peer };
+        info!("{name} has connected");
+        self.controllers.push(Controller {
+            name,
+            dialogue: Dialogue::default(),
+            active: now,
+            input_ended: false,
+            hung_up: false,
+            unreachable: false,
+        });
+        id
+    }
+
+    /// Whether one has to go (`to_close`) before another is admitted.
+    pub fn is_full(&self) -> bool {
+        self.controllers.len() >= MOST_CONTROLLERS
+    }
+
+    /// Who makes room: the controller that has been silent for the longest time.
+    /// One that waits for its pause goes only if there is no other, one with a
+    /// hold never. `None` if there is none.
+    pub fn to_close(&self) -> Option<Id> {
+        let idlest = self
+            .controllers
+            .iter()
+            .filter(|controller| !self.pause.is_holder(controller.name.id))
+            .min_by_key(|controller| (controller.dialogue.is_waiting(), controller.active));
+        idlest.map(|controller| controller.name.id)
+    }
+
+    /// The connection of `who` is closed to make room. `why`, for the log.
+    pub fn close(&mut self, who: Id, why: &str) {
+        if let Ok(place) = self.place(who) {
+            let closed = self.controllers.remove(place);
+            info!("{} is closed to admit another: {why}", closed.name);
+        }
+    }
+
+    /// Whether to read what `who` sends. If not, it waits: for its pause, or until
+    /// it has read some of its replies.
+    pub fn listens_to(&self, who: Id) -> bool {
+        self.get(who).is_some_and(|controller| {
+            !controller.input_ended
+                && controller.dialogue.is_done()
+                && controller.dialogue.replies().len() < MOST_UNSENT
+        })
+    }
+
+    /// `who` has sent `bytes`. They are looked at in the next `turn`.
+    pub fn received(&mut self, who: Id, bytes: &[u8], now: Instant) {
+        if let Some(controller) = self.get_mut(who) {
+            controller.active = now;
+            controller.dialogue.receive(bytes);
+        }
+    }
+
+    /// `who` will send nothing more. It may wait for its replies.
+    pub fn input_ended(&mut self, who: Id) {
+        if let Some(controller) = self.get_mut(who) {
+            controller.input_ended = true;
+        }
+    }
+
+    /// `who` has closed its connection in both directions. What it sent before may
+    /// still have to be read, and counts.
+    pub fn hung_up(&mut self, who: Id) {
+        if let Some(controller) = self.get_mut(who) {
+            controller.hung_up = true;
+        }
+    }
+
+    /// Whether `hung_up` is known: it need not be looked for any more.
+    pub fn has_hung_up(&self, who: Id) -> bool {
+        self.get(who).is_some_and(|controller| controller.hung_up)
+    }
+
+    /// Nothing can be sent to `who` any more; it has hung up, too.
+    pub fn unreachable(&mut self, who: Id) {
+        if let Some(controller) = self.get_mut(who) {
+            controller.hung_up = true;
+            controller.unreachable = true;
+            controller.dialogue.sent(usize::MAX);
+        }
+    }
+
+    /// What is to be sent to `who`.
+    pub fn replies(&self, who: Id) -> &[u8] {
+        self.get(who).map_or(&[], |controller| controller.dialogue.replies())
+    }
+
+    /// The first `count` bytes of its `replies` have been sent to `who`.
+    pub fn sent(&mut self, who: Id, count: usize) {
+        if let Some(controller) = self.get_mut(who) {
+            controller.dialogue.sent(count);
+        }
+    }
+
+    /// When to call `turn` even if nothing has come.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.pause.deadline()
+    }
+
+    /// Whether requests are held.
+    pub fn is_closed(&self) -> bool {
+        self.pause.is_closed()
+    }
+
+    /// Moves the pause on and carries out what was received. Call it when something
+    /// has come, when the gate or the flusher has signalled, and at the `deadline`.
+    /// Send `replies` after it, and then `part`.
+    pub fn turn(&mut self, now: Instant) {
+        // Before any command is heard: one that comes after the deadline must
+        // not find the pause still in force.
+        self.progress(now);
+        // An answer to one may set another going.
+        while let Some((id, command)) = self.next_command() {
+            self.carry_out(id, command, now);
+        }
+    }
+
+    /// The server was told to end.
+    pub fn shut_down(&mut self, now: Instant) {
+        self.pause.shut_down();
+        self.progress(now);
+    }
+
+    /// Ends the holds of those who are gone, and says with whom to part: they have
+    /// had all their replies, and nothing more is to come.
+    pub fn part(&mut self, now: Instant) -> Vec<Id> {
+        let mut finished = Vec::new();
+        self.controllers.retain_mut(|controller| {
+            let name = controller.name;
+            if controller.unreachable {
+                controller.dialogue.sent(usize::MAX);
+            }
+            let is_finished = controller.is_finished();
+            if controller.hung_up || is_finished {
+                self.pause.let_go(name.id, &name, now);
+            }
+            if is_finished {
+                info!("{name} has left");
+                finished.push(name.id);
+            }
+            !is_finished
+        });
+        if !self.pause.is_wanted() {
+            // Its last holder has vanished while it waited.
+            self.settle_waiting(false);
+        }
+        finished
+    }
+
+    fn progress(&mut self, now: Instant) {
+        match self.pause.progress(now) {
+            Progress::None => {}
+            Progress::Paused => self.settle_waiting(true),
+            Progress::Ended => self.settle_waiting(false),
+        }
+    }
+
+    fn settle_waiting(&mut self, well: bool) {
+        for controller in &mut self.controllers {
+            controller.dialogue.settle(well);
+        }
+    }
+
+    fn next_command(&mut self) -> Option<(Id, Command)> {
+        self.controllers.iter_mut().find_map(|controller| {
+            controller.dialogue.next_command().map(|command| (controller.name.id, command))
+        })
+    }
+
+    /// Ids grow, and so they are in order.
+    fn place(&self, who: Id) -> Result<usize, usize> {
+        self.controllers.binary_search_by_key(&who, |controller| controller.name.id)
+    }
+
+    fn get(&self, who: Id) -> Option<&Controller> {
+        self.controllers.get(self.place(who).ok()?)
+    }
+
+    fn get_mut(&mut self, who: Id) -> Option<&mut Controller> {
+        let place = self.place(who).ok()?;
+        self.controllers.get_mut(place)
+    }
+
+    fn carry_out(&mut self, id: Id, command: Command, now: Instant) {
+        let Some(controller) = self.get(id) else { return };
+        let name = controller.name;
+        let (outcome, hope) = match command {
+            Command::Pause => (self.pause.pause(&name, now), Reply::Paused),
+            Command::Hold if self.holds => (self.pause.hold(id, &name, now), Reply::Held),
+            Command::LetGo if self.holds => match self.pause.let_go(id, &name, now) {
+                true => (Outcome::Done, Reply::LetGo),
+                false => (Outcome::Failed, Reply::No),
+            },
+            Command::Resume => {
+                // A pause that is not in force yet never takes effect.
+                self.pause.resume(&name, now);
+                (Outcome::Done, Reply::Resumed)
+            }
+            Command::Unknown | Command::Hold | Command::LetGo => (Outcome::Failed, Reply::No),
+        };
+        // Others may have waited for what this one has found or brought about:
+        // that the pause is in force, or that it has ended.
+        if !self.pause.is_wanted() {
+            self.settle_waiting(false);
+        } else if self.pause.is_in_force() {
+            self.settle_waiting(true);
+        }
+        let Some(controller) = self.get_mut(id) else { return };
+        match outcome {
+            Outcome::Done => controller.dialogue.answer(hope),
+            Outcome::Pending => controller.dialogue.wait_for(hope),
+            Outcome::Failed => controller.dialogue.answer(Reply::No),
+        }
+    }
+}
+
+impl Controller {
+    /// Whether all that it sent is carried out and answered, and no more comes.
+    fn is_finished(&self) -> bool {
+        self.input_ended && self.dialogue.is_done() && self.dialogue.replies().is_empty()
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "controller {}", self.id.0)?;
+        if let Some((pid, uid)) = self.peer {
+            write!(f, " (pid {pid}, uid {uid})")?;
+        }
+        Ok(())
+    }
+}

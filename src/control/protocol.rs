@@ -1,0 +1,183 @@
+//! The control protocol as one controller speaks it: bytes to commands, one
+//! reply a command, in order. What a command does is in `core`. A new command
+//! begins here.
+
+use std::collections::VecDeque;
+
+/// What a controller asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// `p`: close the gate and drain.
+    Pause,
+    /// `r`: open the gate.
+    Resume,
+    /// `+`: close the gate and drain, for as long as this connection wants.
+    Hold,
+    /// `-`: it does not want that any longer.
+    LetGo,
+    /// No command of ours; answered with `X`.
+    Unknown,
+}
+
+/// What a controller is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// `P`: paused, and no request is in flight.
+    Paused,
+    /// `R`: requests flow.
+    Resumed,
+    /// `+`: held, and no request is in flight.
+    Held,
+    /// `-`: the hold was in force until now.
+    LetGo,
+    /// `X`: unknown, or it did not take effect.
+    No,
+}
+
+impl Command {
+    /// `None` for the white space that `echo` and a person's Enter key add.
+    fn from_byte(byte: u8) -> Option<Command> {
+        match byte {
+            b'p' => Some(Command::Pause),
+            b'r' => Some(Command::Resume),
+            b'+' => Some(Command::Hold),
+            b'-' => Some(Command::LetGo),
+            b' ' | b'\t' | b'\n' => None,
+            _ => Some(Command::Unknown),
+        }
+    }
+}
+
+impl Reply {
+    fn to_byte(self) -> u8 {
+        match self {
+            Reply::Paused => b'P',
+            Reply::Resumed => b'R',
+            Reply::Held => b'+',
+            Reply::LetGo => b'-',
+            Reply::No => b'X',
+        }
+    }
+}
+
+/// What was said with one controller: its commands that were not carried out
+/// yet, and its replies that were not sent yet.
+#[derive(Default)]
+pub struct Dialogue {
+    received: VecDeque<u8>,
+    replies: Vec<u8>,
+    /// The command before has no reply yet, so the next one has to wait. This
+    /// is what it hopes for.
+    pending: Option<Reply>,
+}
+
+impl Dialogue {
+    /// Takes bytes as they come from the controller.
+    pub fn receive(&mut self, bytes: &[u8]) {
+        self.received.extend(bytes);
+    }
+
+    /// The next command to carry out. After it comes `answer` or `wait_for`.
+    pub fn next_command(&mut self) -> Option<Command> {
+        if self.pending.is_some() {
+            return None;
+        }
+        while let Some(byte) = self.received.pop_front() {
+            if let Some(command) = Command::from_byte(byte) {
+                return Some(command);
+            }
+        }
+        None
+    }
+
+    /// Replies to the command in hand.
+    pub fn answer(&mut self, reply: Reply) {
+        self.replies.push(reply.to_byte());
+    }
+
+    /// The command in hand is answered later: with `hope`, if all goes well.
+    pub fn wait_for(&mut self, hope: Reply) {
+        self.pending = Some(hope);
+    }
+
+    /// Replies to the command that waits, if there is one.
+    pub fn settle(&mut self, well: bool) {
+        if let Some(hope) = self.pending.take() {
+            self.answer(if well { hope } else { Reply::No });
+        }
+    }
+
+    /// Whether a command waits for its reply.
+    pub fn is_waiting(&self) -> bool {
+        self.pending.is_some()
+    }
+
+    /// Whether there is nothing left to carry out.
+    pub fn is_done(&self) -> bool {
+        self.pending.is_none() && self.received.is_empty()
+    }
+
+    /// Replies to be sent.
+    pub fn replies(&self) -> &[u8] {
+        &self.replies
+    }
+
+    /// The first `count` bytes of `replies` have been sent.
+    pub fn sent(&mut self, count: usize) {
+        self.replies.drain(..count.min(self.replies.len()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_is_a_command_unless_it_is_white_space() {
+        for byte in 0..=255u8 {
+            let mut dialogue = Dialogue::default();
+            dialogue.receive(&[byte]);
+            let expected = match byte {
+                b'p' => Some(Command::Pause),
+                b'r' => Some(Command::Resume),
+                b'+' => Some(Command::Hold),
+                b'-' => Some(Command::LetGo),
+                b' ' | b'\t' | b'\n' => None,
+                _ => Some(Command::Unknown),
+            };
+            assert_eq!(dialogue.next_command(), expected, "byte {byte:#x}");
+            assert_eq!(dialogue.next_command(), None);
+        }
+    }
+
+    #[test]
+    fn a_command_waits_for_the_reply_to_the_one_before() {
+        let mut dialogue = Dialogue::default();
+        dialogue.receive(b"p\nr");
+        assert_eq!(dialogue.next_command(), Some(Command::Pause));
+        dialogue.wait_for(Reply::Paused);
+        assert_eq!(dialogue.next_command(), None);
+        assert!(dialogue.is_waiting() && !dialogue.is_done());
+        dialogue.settle(true);
+        assert_eq!(dialogue.next_command(), Some(Command::Resume));
+        dialogue.answer(Reply::Resumed);
+        assert!(dialogue.is_done());
+        assert_eq!(dialogue.replies(), b"PR");
+        dialogue.sent(1);
+        assert_eq!(dialogue.replies(), b"R");
+        dialogue.sent(5);
+        assert_eq!(dialogue.replies(), b"");
+    }
+
+    #[test]
+    fn a_command_that_waited_in_vain_is_answered_with_x() {
+        let mut dialogue = Dialogue::default();
+        dialogue.receive(b"+");
+        assert_eq!(dialogue.next_command(), Some(Command::Hold));
+        dialogue.wait_for(Reply::Held);
+        dialogue.settle(false);
+        // Nobody waits any more, so nobody is answered.
+        dialogue.settle(true);
+        assert_eq!(dialogue.replies(), b"X");
+    }
+}

@@ -1,0 +1,105 @@
+//! Many controllers at once: how many holds there can be, who makes room, and who is
+//! not listened to.
+
+use pause_model::Rules;
+
+use super::stage::{Ground, Stage};
+
+/// On a stage of its own, with this many controllers.
+fn with_crowd(count: usize, test: impl FnOnce(&mut Stage)) {
+    let ground = Ground::new(1);
+    let mut stage = Stage::new(&ground, Rules { holds: true, timeout: None }, false);
+    (0..count).for_each(|_| stage.connect());
+    test(&mut stage);
+}
+
+fn say(stage: &mut Stage, who: usize, bytes: &[u8]) -> Vec<u8> {
+    let before = stage.actors[who].received.len();
+    stage.send(who, bytes);
+    stage.turn();
+    stage.actors[who].received[before..].to_vec()
+}
+
+#[test]
+fn there_are_32_holds_at_most() {
+    with_crowd(34, |stage| {
+        for who in 0..32 {
+            assert_eq!(say(stage, who, b"+"), b"+", "{who}");
+        }
+        assert_eq!(say(stage, 32, b"+"), b"X");
+        // Who has one may ask again, and a pause is none.
+        assert_eq!(say(stage, 5, b"+"), b"+");
+        assert_eq!(say(stage, 33, b"p"), b"P");
+        // One that is given back leaves its place.
+        assert_eq!(say(stage, 5, b"-"), b"-");
+        assert_eq!(say(stage, 32, b"+"), b"+");
+        assert_eq!(say(stage, 5, b"+"), b"X");
+        stage.hang_up(7);
+        stage.turn();
+        assert_eq!(say(stage, 5, b"+"), b"+");
+    });
+}
+
+#[test]
+fn holds_that_drain_still_count() {
+    with_crowd(33, |stage| {
+        assert!(stage.enter(0));
+        for who in 0..32 {
+            assert_eq!(say(stage, who, b"+"), b"");
+        }
+        assert_eq!(say(stage, 32, b"+"), b"X");
+        stage.leave(0);
+        stage.turn();
+        assert!((0..32).all(|who| stage.actors[who].received == b"+"));
+    });
+}
+
+#[test]
+fn the_idlest_of_64_makes_room_and_one_with_a_hold_never() {
+    with_crowd(64, |stage| {
+        for who in (0..64).rev().filter(|who| who % 2 == 0) {
+            assert_eq!(say(stage, who, b"+"), b"+");
+        }
+        // Silent since they came, in that order.
+        for gone in [1, 3, 5] {
+            stage.connect();
+            assert_eq!(stage.closed.last().unwrap().1, gone);
+        }
+        assert_eq!(say(stage, 7, b"x"), b"X");
+        stage.connect();
+        assert_eq!(stage.closed.last().unwrap().1, 9);
+        assert!(!stage.enter(0), "all holds are in force");
+        assert_eq!(say(stage, 0, b"-"), b"-");
+        assert_eq!(say(stage, 62, b"-"), b"-");
+    });
+}
+
+#[test]
+fn who_waits_for_a_pause_makes_room_last() {
+    with_crowd(64, |stage| {
+        assert!(stage.enter(0));
+        assert_eq!(say(stage, 0, b"p"), b"");
+        for who in 1..64 {
+            assert_eq!(say(stage, who, b"x"), b"X");
+        }
+        stage.connect();
+        assert_eq!(stage.closed.last().unwrap().1, 1);
+        stage.leave(0);
+        stage.turn();
+        assert_eq!(stage.actors[0].received, b"P");
+    });
+}
+
+#[test]
+fn who_reads_no_replies_is_not_listened_to_for_ever() {
+    with_crowd(2, |stage| {
+        stage.actors[0].reads = false;
+        assert_eq!(say(stage, 0, &[b'x'; 6_000]), b"");
+        // It keeps nobody from being served.
+        assert_eq!(say(stage, 1, b"pr"), b"PR");
+        assert!(stage.unread(0) > 1_000, "it has sent no more than {}", 6_000 - stage.unread(0));
+        stage.actors[0].reads = true;
+        stage.turn();
+        assert_eq!(stage.actors[0].received, [b'X'; 6_000]);
+    });
+}

@@ -1,0 +1,109 @@
+//! Watches the control socket's path: notices that something has removed the
+//! socket, has it put back, and logs each trouble once. How a socket is made is in
+//! `socket`.
+//!
+//! Something that tidies up may remove the socket's file, or its whole directory,
+//! while the server runs. Nobody could connect then, and a server that is paused
+//! could be resumed by nobody. So the control thread looks at the path every few
+//! seconds, which is one lstat(2) when all is well. The kernel could tell at once
+//! (inotify(7)), but of its watches a user has 128, which many servers share, and
+//! a look is needed all the same where no watch can be had.
+//!
+//! A file system that hangs keeps the control thread in its look, so the socket
+//! belongs on a local one.
+
+use std::fmt;
+use std::mem;
+use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
+
+use log::{error, info};
+
+use crate::socket::{ControlSocket, Place, PutBack};
+
+/// From look to look. An operator who can't connect tries again after a while.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// See the file's text.
+pub struct Watch {
+    looked: Instant,
+    /// All that was said since the socket was lost. Empty while it is there.
+    told: Vec<String>,
+    /// It can't be seen whether the socket is there. This has been logged.
+    blind: bool,
+}
+
+impl Watch {
+    /// The socket has just been made.
+    pub fn new() -> Self {
+        Watch { looked: Instant::now(), told: Vec::new(), blind: false }
+    }
+
+    /// When `look` has to be called.
+    pub fn next_look(&self) -> Option<Instant> {
+        self.looked.checked_add(LOOK)
+    }
+
+    /// Call in each turn of the loop. If `socket` has been put back, its former
+    /// listener is returned, with controllers that were not accepted yet.
+    pub fn look(&mut self, socket: &mut ControlSocket) -> Option<UnixListener> {
+        if self.looked.elapsed() < LOOK {
+            return None;
+        }
+        self.looked = Instant::now();
+        let place = socket.place();
+        let blind = mem::replace(&mut self.blind, matches!(place, Place::Unclear(_)));
+        match place {
+            Place::There => {
+                if !self.told.is_empty() {
+                    self.trouble_is_over(socket, "the control socket is at its path again");
+                }
+                None
+            }
+            Place::Unclear(e) => {
+                if !blind {
+                    let path = socket.path().display();
+                    info!("pause-control={path}: cannot see if the control socket is there: {e}");
+                }
+                None
+            }
+            Place::Lost => self.put_back(socket),
+        }
+    }
+
+    fn put_back(&mut self, socket: &mut ControlSocket) -> Option<UnixListener> {
+        match socket.put_back() {
+            Ok(PutBack { former, has_other_user, has_other_group }) => {
+                let what = match self.told.is_empty() {
+                    true => "the control socket was removed or renamed; it has been put back",
+                    false => "the control socket has been put back",
+                };
+                let but = match (has_other_user, has_other_group) {
+                    (_, true) => {
+                        ", but belongs to this server's user and group now, and its group may \
+                         do no more than everybody: see to that (chown, chmod)"
+                    }
+                    (true, false) => ", but belongs to this server's user now",
+                    (false, false) => "",
+                };
+                self.trouble_is_over(socket, format_args!("{what}{but}"));
+                Some(former)
+            }
+            Err(e) => {
+                // Who has seen to one obstacle has to hear of the next one.
+                let what = e.to_string();
+                if !self.told.contains(&what) {
+                    error!("{what}");
+                    self.told.push(what);
+                }
+                None
+            }
+        }
+    }
+
+    fn trouble_is_over(&mut self, socket: &ControlSocket, what: impl fmt::Display) {
+        self.told.clear();
+        // Where the trouble was told: who reads errors only has to hear of its end.
+        error!("pause-control={}: {what}", socket.path().display());
+    }
+}
