@@ -130,6 +130,17 @@ fn own_filters() -> PathBuf {
     filter::stock().parent().unwrap().to_path_buf()
 }
 
+/// Nothing but the manual page is there to look up in an emergency: no README is
+/// installed.
+fn expect_whole_page(page: &str) {
+    for heading in ["PARAMETERS", "SECURITY", "LIMITS", "WHEN SOMETHING IS WRONG"] {
+        let found = page.lines().any(|line| {
+            line.strip_prefix(".SH ").is_some_and(|is| is.trim_matches('"') == heading)
+        });
+        assert!(found, "no {heading} in {page}");
+    }
+}
+
 /// Another file, and for nbdkit the same filter.
 fn ours_and_a_byte(folder: &Path) -> PathBuf {
     let path = folder.join("libpause.so");
@@ -183,6 +194,8 @@ fn uninstall_leaves_the_tree_as_it_was_before_install() {
         let title = format!(".TH {} 1 ", page.to_uppercase());
         assert!(text.lines().any(|line| line.replace('"', "").starts_with(&title)), "{text}");
     }
+    let page = root.join("usr/local/share/man/man1/nbdkit-libpause-filter.1");
+    expect_whole_page(&fs::read_to_string(page).unwrap());
     assert!(said.stdout.contains("nbdkit --filter=libpause "), "{said:#?}");
 
     // Once more is the same as once.
@@ -610,6 +623,10 @@ fn a_package_comes_and_goes(name: &'static str) {
             "644 usr/share/zsh/vendor-completions/_nbdkit-pause".to_owned(),
         ]
     );
+
+    let mut gunzip = Command::new("gzip");
+    gunzip.arg("-dc").arg(system.path("usr/share/man/man1/nbdkit-libpause-filter.1.gz"));
+    expect_whole_page(&run(gunzip).succeeded().stdout);
 
     // Use, by name and by path; nbdkit's own is what `pause` is, as before.
     let server = system.serve("libpause");
