@@ -9,10 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use log::{error, info};
 use parking_lot::Mutex;
 
-use crate::gate::{Dropped, Gate, Pass, Seat, Worth};
+use crate::dead_replies;
+use crate::gate::{Dropped, Gate, Pass, Slot, Worth, thread_slot};
 use crate::nbdkit::{self, FlushFailed, Next};
-use crate::seat;
-use crate::turnstile;
 
 /// What nbdkit hands back to us as `handle` with each request of a client.
 pub struct Connection {
@@ -78,14 +77,14 @@ impl Connection {
     pub fn finalize(&self, lost: impl FnOnce()) {
         self.is_finalized.store(true, Ordering::Relaxed);
         // It may wait below, and has answered its last request.
-        turnstile::leave();
+        dead_replies::answered();
         let flushable = self.next.lock().is_some();
         let clean = || !flushable || !self.dirty.load(Ordering::Acquire);
         let pass = match clean() {
             true => None,
             false => {
-                let seat = seat::of_this_thread(&self.gate);
-                self.gate.enter(seat).or_else(|| self.gate.wait_unless(seat, clean))
+                let slot = thread_slot::of_this_thread(&self.gate);
+                self.gate.enter(slot).or_else(|| self.gate.wait_unless(slot, clean))
             }
         };
         // Also waits for a flush that is in progress.
@@ -139,19 +138,19 @@ impl Connection {
     // Always: out of line, the pass goes through memory, which doubles the cost.
     #[inline(always)]
     pub fn admit(&self, worth: Worth) -> Result<Pass<'_>, Dropped> {
-        let seat = seat::of_this_thread(&self.gate);
-        match self.gate.enter(seat) {
+        let slot = thread_slot::of_this_thread(&self.gate);
+        match self.gate.enter(slot) {
             Some(pass) => Ok(pass),
-            None => self.wait(seat, worth),
+            None => self.wait(slot, worth),
         }
     }
 
     #[cold]
-    fn wait<'a>(&'a self, seat: &'a Seat, worth: Worth) -> Result<Pass<'a>, Dropped> {
+    fn wait<'a>(&'a self, slot: &'a Slot, worth: Worth) -> Result<Pass<'a>, Dropped> {
         // Back with another request, the thread has answered the one before.
-        turnstile::leave();
+        dead_replies::answered();
         let is_gone = Cell::new(false);
-        let pass = self.gate.wait(seat, worth, || {
+        let pass = self.gate.wait(slot, worth, || {
             is_gone.set(self.is_gone());
             is_gone.get()
         });
@@ -164,10 +163,10 @@ impl Connection {
                 nbdkit::cut_connection();
             }
         } else if is_dropped {
-            turnstile::pass_to_answer();
+            dead_replies::wait_to_answer();
         } else if is_gone.get() && !self.is_finalized() {
             // It will be answered, too. (Once the connection is finalized nobody is.)
-            turnstile::pass_to_work();
+            dead_replies::wait_to_work();
         }
         pass
     }

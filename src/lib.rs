@@ -1,8 +1,9 @@
 //! `libpause.so`, an nbdkit filter that pauses a running NBD server so that
 //! the storage under it can be snapshotted, and resumes it.
 //!
-//! Requests flow down, commands flow in from the side, and the gate is where
-//! they meet; nobody calls back up:
+//! Requests flow down, commands flow in from the side, and the gate is where they
+//! meet. Nobody calls back up, but that the gate wakes the closing side, by a function
+//! that it was given:
 //!
 //! ```text
 //!   nbdkit -> filter -> connection -> gate        (requests, nbdkit's threads)
@@ -13,20 +14,17 @@
 //! |---|---|
 //! | [`filter`] | the callbacks nbdkit calls, and `filter_init`: translation from C, no logic |
 //! | [`lifecycle`] | what happens when the server starts, connects a client, and ends |
-//! | [`connection`] | a client's connection: how its requests are admitted, whether it needs a flush |
+//! | [`connection`] | an NBD client's connection: how its requests are admitted, whether it needs a flush |
 //! | [`connections`] | all of them, and how a pause flushes them |
-//! | [`exit`] | what is done where nbdkit gives up |
-//! | [`turnstile`] | how threads answer a client that may be gone, where nbdkit can't cut a connection |
-//! | [`seat`] | the calling thread's place in the gate |
-//! | [`gate`] | who may pass and who waits; knows nothing of the other rooms |
-//! | [`control`] | controllers, their protocol, and the state of the pause |
+//! | [`dead_replies`] | serializes replies to clients that may be gone, where nbdkit can't cut a connection |
+//! | [`gate`] | lets requests pass or wait; knows nothing of the other rooms |
+//! | [`control`] | the operator's side: `core` takes every decision; a new command begins in `protocol` |
 //! | [`socket`] | the control socket in the file system |
 //! | [`config`] | the parameters |
-//! | [`advice`] | what a person can do about an error of the system |
-//! | [`logger`] | `log` records to nbdkit's own log |
-//! | [`nbdkit`], [`os`] | the safe faces of nbdkit's functions and of a few system calls |
+//! | [`logger`] | `log` records to nbdkit's own log, and what each level is for |
+//! | [`nbdkit`] | the safe face of nbdkit's functions |
+//! | [`os`] | that of a few system calls, and what to do about their errors |
 
-mod advice;
 mod config;
 mod connection;
 mod connections;
@@ -34,13 +32,11 @@ mod connections;
 mod control;
 #[cfg(feature = "fuzzing")]
 pub mod control;
-mod exit;
+mod dead_replies;
 mod filter;
 mod gate;
 mod lifecycle;
 mod logger;
 mod nbdkit;
 mod os;
-mod seat;
 mod socket;
-mod turnstile;

@@ -7,16 +7,16 @@ use std::sync::Arc;
 use log::{error, info};
 use parking_lot::Mutex;
 
-use crate::advice::Advised;
 use crate::config::Config;
 use crate::connection::Connection;
 use crate::connections::Connections;
 use crate::control::{Control, Rules};
-use crate::exit;
 use crate::gate::{Barrier, Gate};
 use crate::logger;
 use crate::nbdkit::{self, Next};
 use crate::os::EventFd;
+use crate::os::advice::Advised;
+use crate::os::exit;
 use crate::socket::ControlSocket;
 
 /// The filter's one instance in this process: from `load` to `unload`.
@@ -60,8 +60,8 @@ pub fn load() {
 
 /// Nothing of ours may run once this returns. All connections have ended.
 pub fn unload() {
-    let mut slot = INSTANCE.lock();
-    let Some(mut instance) = slot.take() else {
+    let mut loaded = INSTANCE.lock();
+    let Some(mut instance) = loaded.take() else {
         return;
     };
     drop(instance.serving.take());

@@ -1,7 +1,17 @@
-//! Where `log` records go: errors to nbdkit's error log, the rest to its debug
-//! log (`nbdkit -v`), where `RUST_LOG` says which records pass, via env_logger.
-//! A thread that must never wait can have its records kept back while whoever
-//! reads the log does not.
+//! Where `log` records go. A thread that must never wait can have its records kept
+//! back while whoever reads the log does not.
+//!
+//! nbdkit has two levels: what it calls an error, which is always printed, and debug
+//! messages, which are printed with `nbdkit -v` alone. There is nothing in between,
+//! so that a warning has to be one of the errors to be seen, and says itself that it
+//! is none.
+//!
+//! | level | for | printed |
+//! |---|---|---|
+//! | error | a promise that can't be kept, a parameter that is refused | always |
+//! | warn | what an operator has to know: one's hold was ended, a trouble is over | unless `RUST_LOG` leaves it out |
+//! | info | what an operator would ask about afterwards | with `-v`, unless `RUST_LOG` leaves it out |
+//! | debug | each command | with `-v`, where `RUST_LOG` asks for it |
 
 use std::cell::RefCell;
 use std::fmt;
@@ -21,24 +31,24 @@ const DEFAULT_FILTER: &str = "info";
 /// call of `catch_up` to the next, however many records there are.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// So many errors are kept for a log that is stuck.
-const MOST_UNSAID: usize = 64;
+/// This many errors and warnings are kept for a log that is stuck.
+const LONGEST_BACKLOG: usize = 64;
 
 /// What a thread that never waits has not said yet.
 #[derive(Default)]
-struct Unsaid {
+struct Backlog {
     /// The log took nothing when it was looked at last.
     stuck: bool,
     /// How long may still be waited for it, until `catch_up` is called.
     patience: Duration,
-    /// In their order. The rest is of no use to anyone later.
+    /// Errors and warnings, in their order. The rest is of no use to anyone later.
     errors: Vec<String>,
-    /// Errors that there was no room for.
+    /// Those that there was no room for.
     dropped: u64,
 }
 
 thread_local! {
-    static UNSAID: RefCell<Option<Unsaid>> = const { RefCell::new(None) };
+    static BACKLOG: RefCell<Option<Backlog>> = const { RefCell::new(None) };
 }
 
 struct NbdkitLog {
@@ -70,7 +80,7 @@ pub fn stop() {
 /// syslog(3), whose socket is not ours to look at.) What is still unsaid when the
 /// thread ends is lost: nbdkit, as it ends, must not wait for the log either.
 pub fn never_wait() {
-    let _ = UNSAID.try_with(|unsaid| unsaid.replace(Some(Unsaid::default())));
+    let _ = BACKLOG.try_with(|backlog| backlog.replace(Some(Backlog::default())));
     catch_up();
 }
 
@@ -78,16 +88,30 @@ pub fn never_wait() {
 /// so that it is to be called again. Call it now and then in any case: what may
 /// be waited for the log is counted from call to call.
 pub fn catch_up() -> bool {
-    let again = |unsaid: &mut Unsaid| {
-        unsaid.patience = PATIENCE;
-        !unsaid.catch_up()
+    let again = |backlog: &mut Backlog| {
+        backlog.patience = PATIENCE;
+        !backlog.catch_up()
     };
-    with_unsaid(again).unwrap_or(false)
+    with_backlog(again).unwrap_or(false)
 }
 
 /// Whether one who says something now would not wait.
 pub fn takes_more() -> bool {
     os::stderr_takes_more(Duration::ZERO)
+}
+
+/// Tells it, or keeps it back where the calling thread must not wait.
+fn say(is_error: bool, text: fmt::Arguments<'_>) {
+    let is_kept_back = with_backlog(|backlog| {
+        let now = backlog.catch_up() && backlog.log_takes_more();
+        if !now && is_error {
+            backlog.keep(text.to_string());
+        }
+        !now
+    });
+    if is_kept_back != Some(true) {
+        tell(is_error, text);
+    }
 }
 
 /// To nbdkit, whose log has more than ours in it.
@@ -99,13 +123,13 @@ fn tell(is_error: bool, text: impl fmt::Display) {
 }
 
 /// `None` where the calling thread waits, as most do.
-fn with_unsaid<R>(act: impl FnOnce(&mut Unsaid) -> R) -> Option<R> {
+fn with_backlog<R>(act: impl FnOnce(&mut Backlog) -> R) -> Option<R> {
     let act =
-        |unsaid: &RefCell<Option<Unsaid>>| Some(act(unsaid.try_borrow_mut().ok()?.as_mut()?));
-    UNSAID.try_with(act).ok().flatten()
+        |backlog: &RefCell<Option<Backlog>>| Some(act(backlog.try_borrow_mut().ok()?.as_mut()?));
+    BACKLOG.try_with(act).ok().flatten()
 }
 
-impl Unsaid {
+impl Backlog {
     /// Whether the log takes a record now.
     fn log_takes_more(&mut self) -> bool {
         let patience = if self.stuck { Duration::ZERO } else { self.patience };
@@ -136,7 +160,7 @@ impl Unsaid {
     }
 
     fn keep(&mut self, message: String) {
-        if self.errors.len() < MOST_UNSAID && self.dropped == 0 {
+        if self.errors.len() < LONGEST_BACKLOG && self.dropped == 0 {
             self.errors.push(message);
         } else {
             self.dropped = self.dropped.saturating_add(1);
@@ -153,20 +177,14 @@ impl Log for NbdkitLog {
     fn log(&self, record: &Record) {
         // An error is always seen: a RUST_LOG that is meant for another program
         // must not hide why nbdkit does not start.
-        let is_error = record.level() == Level::Error;
-        if !is_error && !self.filter.read().as_ref().is_some_and(|filter| filter.matches(record)) {
+        let level = record.level();
+        let passes = || self.filter.read().as_ref().is_some_and(|filter| filter.matches(record));
+        if level != Level::Error && !passes() {
             return;
         }
-        let text = record.args();
-        let is_kept_back = with_unsaid(|unsaid| {
-            let now = unsaid.catch_up() && unsaid.log_takes_more();
-            if !now && is_error {
-                unsaid.keep(text.to_string());
-            }
-            !now
-        });
-        if is_kept_back != Some(true) {
-            tell(is_error, text);
+        match level {
+            Level::Warn => say(true, format_args!("warning: {}", record.args())),
+            _ => say(level == Level::Error, *record.args()),
         }
     }
 

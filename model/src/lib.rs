@@ -62,7 +62,7 @@ impl Mark {
 
 /// What a controller has sent, and what came of it.
 #[derive(Clone, Debug)]
-pub struct Command {
+pub struct Exchange {
     /// What it is.
     pub byte: u8,
     /// It was not sent before this.
@@ -78,11 +78,11 @@ pub struct Command {
 
 /// A controller's connection from its beginning to its end.
 #[derive(Clone, Debug)]
-pub struct Connection {
+pub struct Transcript {
     /// It did not exist before this.
     pub connected: Duration,
     /// In their order.
-    pub commands: Vec<Command>,
+    pub commands: Vec<Exchange>,
     /// It was not closed before this, in no direction.
     pub closed: Mark,
     /// By then its hold has ended with it.
@@ -119,7 +119,7 @@ impl Pause {
 struct Step<'a> {
     connection: usize,
     index: usize,
-    command: &'a Command,
+    command: &'a Exchange,
 }
 
 impl Step<'_> {
@@ -154,7 +154,7 @@ struct Closing<'a> {
 
 /// See the file's text.
 pub struct Model<'a> {
-    history: &'a [Connection],
+    history: &'a [Transcript],
     rules: Rules,
     /// When SIGTERM was sent at the earliest.
     terminated: Mark,
@@ -167,7 +167,7 @@ pub struct Model<'a> {
 impl<'a> Model<'a> {
     /// `log_at` is how long the log was at a moment, or shortly before.
     pub fn new(
-        history: &'a [Connection],
+        history: &'a [Transcript],
         rules: Rules,
         terminated: Mark,
         log_at: impl Fn(Duration) -> u64,
@@ -421,7 +421,7 @@ impl<'a> Model<'a> {
 }
 
 /// A command, its reply, and when they were.
-pub fn describe(command: &Command) -> String {
+pub fn describe(command: &Exchange) -> String {
     let reply = command.reply.map_or("no reply".to_owned(), |reply| (reply as char).to_string());
     let times = [command.sent, command.until].map(|mark| match mark.at {
         Duration::MAX => "?".to_owned(),
@@ -438,18 +438,18 @@ mod tests {
 
     /// Controllers are divided by `|`, commands by `,`: command, sent, answered or
     /// heard, reply if any; `close` and when.
-    fn history(text: &str) -> Vec<Connection> {
+    fn history(text: &str) -> Vec<Transcript> {
         let mark = |second: &str| {
             let log = second.parse().expect("a number");
             Mark { at: Duration::from_secs(log), log }
         };
         let connection = |text: &str| {
             let (connected, closed, gone) = (Duration::ZERO, Mark::NEVER, Mark::NEVER);
-            let mut connection = Connection { connected, commands: Vec::new(), closed, gone };
+            let mut connection = Transcript { connected, commands: Vec::new(), closed, gone };
             for command in text.split(',') {
                 match *command.split_whitespace().collect::<Vec<_>>() {
                     ["close", at] => (connection.closed, connection.gone) = (mark(at), mark(at)),
-                    [byte, sent, until, ref reply @ ..] => connection.commands.push(Command {
+                    [byte, sent, until, ref reply @ ..] => connection.commands.push(Exchange {
                         byte: byte.as_bytes()[0],
                         sent: mark(sent),
                         written: mark(sent).at,

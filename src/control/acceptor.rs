@@ -5,11 +5,11 @@ use std::io::{self, ErrorKind};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
-use log::{error, info};
+use log::{error, warn};
 
 use super::StartError;
 use super::controllers::Controllers;
-use crate::advice::Advised;
+use crate::os::advice::Advised;
 use crate::os::{self, EventFd};
 use crate::socket::ControlSocket;
 
@@ -102,7 +102,7 @@ impl Acceptor {
                 Ok(stream) => {
                     if self.spare.is_some() && self.trouble.is_some_and(|t| t.elapsed() > CALM) {
                         self.trouble = None;
-                        info!("controllers are accepted as usual again");
+                        warn!("pause-control: controllers are accepted as usual again");
                     }
                     return Ok(stream);
                 }

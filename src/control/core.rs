@@ -7,7 +7,7 @@
 use std::fmt;
 use std::time::Instant;
 
-use log::info;
+use log::{debug, info};
 
 use super::pause::{Outcome, Pause, Progress};
 use super::protocol::{Command, Dialogue, Reply};
@@ -256,6 +256,7 @@ impl Core {
     fn carry_out(&mut self, id: Id, command: Command, now: Instant) {
         let Some(controller) = self.get(id) else { return };
         let name = controller.name;
+        debug!("{name}: {command:?}");
         let (outcome, hope) = match command {
             Command::Pause => (self.pause.pause(&name, now), Reply::Paused),
             Command::Hold if self.holds => (self.pause.hold(id, &name, now), Reply::Held),

@@ -5,8 +5,8 @@
 use std::fmt;
 use std::io;
 
-use crate::advice::Advised;
 use crate::nbdkit::FlushFailed;
+use crate::os::advice::Advised;
 
 /// Flushes what lies below the gate. One flush at a time.
 pub trait Flusher: Send {

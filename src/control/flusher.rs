@@ -47,11 +47,11 @@ impl Flusher for FlushThread {
         let cancelled = Arc::new(AtomicBool::new(false));
         let result = Arc::new(Mutex::new(None));
         let (connections, event) = (self.connections.clone(), self.event.clone());
-        let (stop, slot) = (cancelled.clone(), result.clone());
+        let (stop, place) = (cancelled.clone(), result.clone());
         let thread = os::without_signals(|| {
             let builder = thread::Builder::new().name("pause-flush".into()).stack_size(STACK);
             builder.spawn(move || {
-                *slot.lock() = Some(connections.flush(&stop));
+                *place.lock() = Some(connections.flush(&stop));
                 event.signal();
             })
         })?;

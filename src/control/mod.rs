@@ -39,11 +39,11 @@ use std::time::{Duration, Instant};
 
 use log::error;
 
-use crate::advice::Advised;
 use crate::connections::Connections;
 use crate::gate::Gate;
 use crate::logger;
 use crate::nbdkit;
+use crate::os::advice::Advised;
 use crate::os::{self, EventFd, PollFd, PollFlags};
 use crate::socket::ControlSocket;
 use acceptor::Acceptor;

@@ -8,7 +8,7 @@ use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use log::{error, info};
+use log::{error, info, warn};
 
 use super::core::Id;
 use super::flush::{FlushError, Flusher, Flushing};
@@ -143,7 +143,7 @@ impl Pause {
         let holds = self.holds.len();
         self.end(format_args!("resumed by {who}"), now);
         if holds > 0 {
-            error!("{who} has ended {holds} holds before their time");
+            warn!("{who} has ended {holds} holds before their time");
         }
     }
 

@@ -17,7 +17,7 @@ use std::mem;
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
-use log::{error, info};
+use log::{error, info, warn};
 
 use crate::socket::{ControlSocket, Place, PutBack};
 
@@ -104,6 +104,6 @@ impl Watch {
     fn trouble_is_over(&mut self, socket: &ControlSocket, what: impl fmt::Display) {
         self.told.clear();
         // Where the trouble was told: who reads errors only has to hear of its end.
-        error!("pause-control={}: {what}", socket.path().display());
+        warn!("pause-control={}: {what}", socket.path().display());
     }
 }

@@ -37,6 +37,8 @@ impl fmt::Display for BarrierFailed {
     }
 }
 
+impl std::error::Error for BarrierFailed {}
+
 impl Barrier {
     /// The best that this process may use. Call it in the process that will
     /// serve, after the fork: the registration belongs to its address space.

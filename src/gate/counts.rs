@@ -1,5 +1,5 @@
 //! How many requests are inside, counted without a cache line that threads
-//! share: each thread that makes requests has a seat of its own. When the
+//! share: each thread that makes requests has a slot of its own. When the
 //! counts may be believed is the gate's affair.
 
 use std::ops::Deref;
@@ -9,53 +9,53 @@ use super::sync::{Arc, AtomicUsize, Mutex, Ordering};
 /// One thread's requests inside, which only that thread writes. Alone on its
 /// cache line, and on the next, which the processor fetches along with it.
 #[repr(align(128))]
-pub struct Seat {
+pub struct Slot {
     inside: AtomicUsize,
 }
 
-/// The seats of all threads that are alive.
+/// The slots of all threads that are alive.
 #[derive(Clone)]
 pub struct Counts {
-    taken: Arc<Mutex<Vec<Arc<Seat>>>>,
+    taken: Arc<Mutex<Vec<Arc<Slot>>>>,
 }
 
-/// A seat, taken. It is given back when this is dropped: a thread that is gone
+/// A slot, taken. It is given back when this is dropped: a thread that is gone
 /// leaves nothing behind.
-pub struct TakenSeat {
-    seat: Arc<Seat>,
+pub struct OwnedSlot {
+    slot: Arc<Slot>,
     counts: Counts,
 }
 
 impl Counts {
-    /// Nobody has a seat yet.
+    /// Nobody has a slot yet.
     pub fn new() -> Self {
         Counts { taken: Arc::new(Mutex::new(Vec::new())) }
     }
 
-    /// Takes a new seat, for one thread.
-    pub fn take_seat(&self) -> TakenSeat {
-        let seat = Arc::new(Seat { inside: AtomicUsize::new(0) });
-        // Who sums after this finds the seat. Who drained before had closed the
+    /// Takes a new slot, for one thread.
+    pub fn take_slot(&self) -> OwnedSlot {
+        let slot = Arc::new(Slot { inside: AtomicUsize::new(0) });
+        // Who sums after this finds the slot. Who drained before had closed the
         // gate before, and this lock makes the newcomer see that.
-        self.taken.lock().push(seat.clone());
-        TakenSeat { seat, counts: self.clone() }
+        self.taken.lock().push(slot.clone());
+        OwnedSlot { slot, counts: self.clone() }
     }
 
     /// The requests inside. Each count is exact at the moment it is read.
     pub fn sum(&self) -> usize {
-        // Acquire pairs with the Release of `Seat::leave`: what a request did
+        // Acquire pairs with the Release of `Slot::leave`: what a request did
         // below us has happened once it isn't counted any more.
-        self.taken.lock().iter().map(|seat| seat.inside.load(Ordering::Acquire)).sum()
+        self.taken.lock().iter().map(|slot| slot.inside.load(Ordering::Acquire)).sum()
     }
 
-    /// How many seats are taken.
+    /// How many slots are taken.
     #[cfg(test)]
-    pub fn seats(&self) -> usize {
+    pub fn slots(&self) -> usize {
         self.taken.lock().len()
     }
 }
 
-impl Seat {
+impl Slot {
     /// Counts a request in, and says how many of this thread's were inside
     /// before. Relaxed: the gate orders it by its barriers.
     #[inline]
@@ -74,18 +74,18 @@ impl Seat {
     }
 }
 
-impl Deref for TakenSeat {
-    type Target = Seat;
+impl Deref for OwnedSlot {
+    type Target = Slot;
 
-    fn deref(&self) -> &Seat {
-        &self.seat
+    fn deref(&self) -> &Slot {
+        &self.slot
     }
 }
 
-impl Drop for TakenSeat {
+impl Drop for OwnedSlot {
     fn drop(&mut self) {
         let mut taken = self.counts.taken.lock();
-        if let Some(place) = taken.iter().position(|seat| Arc::ptr_eq(seat, &self.seat)) {
+        if let Some(place) = taken.iter().position(|slot| Arc::ptr_eq(slot, &self.slot)) {
             taken.swap_remove(place);
         }
     }

@@ -39,11 +39,12 @@
 //!
 //! *No drain is left waiting.* The same argument over L1 and L2: either C2 sees
 //! the count gone, or L2 sees DRAINING and wakes the closing side, which sums
-//! again; the wake-up carries L1 along (`Seat::leave` releases, `Counts::sum`
+//! again; the wake-up carries L1 along (`Slot::leave` releases, `Counts::sum`
 //! acquires). Backing out is leaving: it, too, may wake a closing side that saw
 //! a request which was never inside.
 //!
-//! What becomes of a request that has backed out is the affair of `waiters`.
+//! `waiters` has what becomes of a request that has backed out, `thread_slot` how a
+//! thread finds its count.
 //!
 //! # Without membarrier
 //!
@@ -57,12 +58,13 @@ mod counts;
 mod sync;
 #[cfg(test)]
 mod tests;
+pub mod thread_slot;
 mod waiters;
 
 use std::mem;
 
 pub use barrier::{Barrier, BarrierFailed};
-pub use counts::{Seat, TakenSeat};
+pub use counts::{OwnedSlot, Slot};
 pub use waiters::{Dropped, Worth};
 
 use counts::Counts;
@@ -96,7 +98,7 @@ pub struct Gate {
     /// How often the gate was opened after it was closed. Only written with `waiters`
     /// locked.
     openings: AtomicUsize,
-    /// Those whom an opening has let in and who are in no seat's count yet.
+    /// Those whom an opening has let in and who are in no slot's count yet.
     let_in: AtomicUsize,
     /// Waiters sleep on it. It changes with each opening, and when the server ends.
     events: Futex,
@@ -108,8 +110,8 @@ pub struct Gate {
 /// The right of one request to be inside; it leaves when this is dropped.
 pub struct Pass<'a> {
     gate: &'a Gate,
-    seat: &'a Seat,
-    /// What the seat counted before this request.
+    slot: &'a Slot,
+    /// What the slot counted before this request.
     before: usize,
 }
 
@@ -136,38 +138,38 @@ impl Gate {
 
     /// A place for the calling thread. Every thread that makes requests needs
     /// one of its own, and keeps it as long as it makes requests.
-    pub fn take_seat(&self) -> TakenSeat {
-        self.counts.take_seat()
+    pub fn take_slot(&self) -> OwnedSlot {
+        self.counts.take_slot()
     }
 
     /// Goes in if the gate is open.
     ///
-    /// `seat` is the calling thread's own, and of this gate.
+    /// `slot` is the calling thread's own, and of this gate.
     #[inline]
-    pub fn enter<'a>(&'a self, seat: &'a Seat) -> Option<Pass<'a>> {
-        let before = seat.enter(); // E1
+    pub fn enter<'a>(&'a self, slot: &'a Slot) -> Option<Pass<'a>> {
+        let before = slot.enter(); // E1
         light_barrier();
         // E2. Acquire pairs with the Release of `open`: what was done while
         // the gate was closed has happened. The barriers do the rest.
-        if self.state.load(Ordering::Acquire) != OPEN && self.is_closed_for(seat, before) {
+        if self.state.load(Ordering::Acquire) != OPEN && self.is_closed_for(slot, before) {
             return None;
         }
-        Some(Pass { gate: self, seat, before })
+        Some(Pass { gate: self, slot, before })
     }
 
     /// Whether one that is counted in has to back out, and has.
     #[cold]
-    fn is_closed_for(&self, seat: &Seat, before: usize) -> bool {
+    fn is_closed_for(&self, slot: &Slot, before: usize) -> bool {
         let is_closed = self.look_behind_fence() & CLOSED != 0;
         if is_closed {
-            self.leave(seat, before);
+            self.leave(slot, before);
         }
         is_closed
     }
 
     #[inline]
-    fn leave(&self, seat: &Seat, before: usize) {
-        seat.leave(before); // L1
+    fn leave(&self, slot: &Slot, before: usize) {
+        slot.leave(before); // L1
         light_barrier();
         // L2. Relaxed: the barriers order it, and nothing is read through it.
         if self.state.load(Ordering::Relaxed) != OPEN {
@@ -258,10 +260,10 @@ impl Gate {
         self.let_in.load(Ordering::Relaxed).wrapping_add(self.counts.sum())
     }
 
-    /// How many threads have a seat.
+    /// How many threads have a slot.
     #[cfg(test)]
-    pub fn seats(&self) -> usize {
-        self.counts.seats()
+    pub fn slots(&self) -> usize {
+        self.counts.slots()
     }
 
     /// How the closing side and the requests see each other; for the log.
@@ -273,6 +275,6 @@ impl Gate {
 impl Drop for Pass<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.gate.leave(self.seat, self.before);
+        self.gate.leave(self.slot, self.before);
     }
 }

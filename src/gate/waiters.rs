@@ -14,7 +14,7 @@
 //!   W3  let_in -= 1                        all 0: drained
 //! ```
 //!
-//! From O1 to W3 it is counted in `let_in`, from W2 on in its seat, so that no
+//! From O1 to W3 it is counted in `let_in`, from W2 on in its slot, so that no
 //! drain in between can miss it: C2 reads `let_in` first, and where it finds W3
 //! done (release, acquire), W2 is done, too.
 //!
@@ -32,7 +32,7 @@
 use std::time::Duration;
 
 use super::sync::Ordering;
-use super::{CLOSED, DRAINING, Gate, Pass, Seat};
+use super::{CLOSED, DRAINING, Gate, Pass, Slot};
 
 /// A held request looks at least this often after its client.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -82,39 +82,39 @@ impl Gate {
     /// begins to wait, every 100 ms, and before it goes in.
     pub fn wait<'a>(
         &'a self,
-        seat: &'a Seat,
+        slot: &'a Slot,
         worth: Worth,
         is_gone: impl Fn() -> bool,
     ) -> Result<Pass<'a>, Dropped> {
-        self.wait_for_opening(seat, &Early::ClientGoes(worth, &is_gone))
+        self.wait_for_opening(slot, &Early::ClientGoes(worth, &is_gone))
     }
 
     /// The same for what has to be done only as long as `is_done` says no, which
     /// is asked as `wait` asks `is_gone`. `None` where it was done meanwhile.
     pub fn wait_unless<'a>(
         &'a self,
-        seat: &'a Seat,
+        slot: &'a Slot,
         is_done: impl Fn() -> bool,
     ) -> Option<Pass<'a>> {
-        self.wait_for_opening(seat, &Early::Done(&is_done)).ok()
+        self.wait_for_opening(slot, &Early::Done(&is_done)).ok()
     }
 
     /// W1: `Err` has the openings so far. `Ok` if the gate was opened a moment ago:
-    /// the request is counted in, and that is what the seat counted before.
-    fn begin_to_wait(&self, seat: &Seat) -> Result<usize, usize> {
+    /// the request is counted in, and that is what the slot counted before.
+    fn begin_to_wait(&self, slot: &Slot) -> Result<usize, usize> {
         let mut waiters = self.waiters.lock();
         if self.state.load(Ordering::Relaxed) & CLOSED == 0 {
             // No barrier: who closes the gate takes the lock first.
-            return Ok(seat.enter());
+            return Ok(slot.enter());
         }
         waiters.held = waiters.held.wrapping_add(1);
         Err(self.openings.load(Ordering::Relaxed))
     }
 
     #[cold]
-    fn wait_for_opening<'a>(&'a self, seat: &'a Seat, early: &Early) -> Result<Pass<'a>, Dropped> {
-        let pass = |before| Pass { gate: self, seat, before };
-        let since = match self.begin_to_wait(seat) {
+    fn wait_for_opening<'a>(&'a self, slot: &'a Slot, early: &Early) -> Result<Pass<'a>, Dropped> {
+        let pass = |before| Pass { gate: self, slot, before };
+        let since = match self.begin_to_wait(slot) {
             Ok(before) => return Ok(pass(before)),
             Err(since) => since,
         };
@@ -143,7 +143,7 @@ impl Gate {
                 return Err(Dropped);
             }
             if is_let_in {
-                let before = seat.enter(); // W2
+                let before = slot.enter(); // W2
                 // W3. Release: see the file's text.
                 self.let_in.fetch_sub(1, Ordering::Release);
                 return Ok(pass(before));

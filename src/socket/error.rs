@@ -1,5 +1,5 @@
 //! Why a control socket can't be had, in words: what is in the way or which step
-//! failed, and what to do about it. When it is tried is `super`'s affair.
+//! failed, and what to do about it.
 
 use std::fmt;
 use std::fs::FileType;
@@ -8,21 +8,29 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 
 use super::is_absent;
-use crate::advice::{self, Advised};
-
-/// Steps whose failure a person can do something about.
-pub(super) const LOOK: &str = "look at this path";
-pub(super) const MAKE: &str = "make the socket";
-pub(super) const REMOVE: &str = "remove the dead socket that is there";
+use crate::os::advice::{self, Advised};
 
 /// Why there is no control socket at `path`.
+#[derive(Debug)]
 pub struct SocketError {
     pub(super) path: PathBuf,
     pub(super) moment: Moment,
     pub(super) reason: Reason,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// A step on the way to a socket.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Step {
+    LookAtPath,
+    LookAtLost,
+    RemoveDead,
+    Make,
+    LookAtMade,
+    SetMode,
+    Listen,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Moment {
     /// nbdkit can still be told to stop, and can wait.
     Start,
@@ -30,6 +38,7 @@ pub(super) enum Moment {
     Serving,
 }
 
+#[derive(Debug)]
 pub(super) enum Reason {
     /// Something else than a socket is there; what, in words.
     Occupied(&'static str),
@@ -41,8 +50,8 @@ pub(super) enum Reason {
     Directory(PathBuf, io::Error),
     /// A dead socket is there, and another process has its directory locked.
     Locked,
-    /// A step that should have worked failed; which, in words.
-    Failed(&'static str, io::Error),
+    /// A step that should have worked failed.
+    Failed(Step, io::Error),
 }
 
 impl fmt::Display for SocketError {
@@ -61,7 +70,7 @@ impl fmt::Display for SocketError {
     }
 }
 
-/// For want of a permission of a directory, not of some right of the process.
+/// A directory does not permit it. (A right that the process lacks is another error.)
 fn is_forbidden(e: &io::Error) -> bool {
     e.raw_os_error() == Some(libc::EACCES)
 }
@@ -89,11 +98,11 @@ impl Reason {
                 ": permit the user that this server runs as to read there, or remove the dead \
                  socket in it",
             ),
-            Reason::Failed(LOOK, e) if is_forbidden(e) => (
+            Reason::Failed(Step::LookAtPath, e) if is_forbidden(e) => (
                 ": permit the user that starts nbdkit to look there, or choose another path",
                 ": permit the user that this server runs as to look there",
             ),
-            Reason::Failed(MAKE | REMOVE, e) if is_forbidden(e) => (
+            Reason::Failed(Step::Make | Step::RemoveDead, e) if is_forbidden(e) => (
                 ": permit the user that starts nbdkit to write there, or choose another path",
                 ": permit the user that this server runs as to write there",
             ),
@@ -127,6 +136,22 @@ impl fmt::Display for Reason {
             ),
             Reason::Failed(step, e) => write!(f, "cannot {step}: {}", Advised(e)),
         }
+    }
+}
+
+impl std::error::Error for SocketError {}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Step::LookAtPath => "look at this path",
+            Step::LookAtLost => "look at the lost socket",
+            Step::RemoveDead => "remove the dead socket that is there",
+            Step::Make => "make the socket",
+            Step::LookAtMade => "look at the socket just made",
+            Step::SetMode => "set the permissions of the socket, through /proc",
+            Step::Listen => "listen on the socket just made",
+        })
     }
 }
 

@@ -1,7 +1,6 @@
 //! The control socket in the file system: made over nothing but a dead socket,
 //! never laxer than it is to be, put back where its file has been lost, removed
-//! only while it is ours. When it is looked after, and what is said on it, is
-//! decided in `control`.
+//! only while it is ours. `control` decides when to look after it.
 //!
 //! A socket is put back while plugins make files on other threads, and it has
 //! to have the permissions that were asked for. The umask would see to that but
@@ -20,6 +19,7 @@
 //! Permissions are never more than was asked for at the start: with an ACL, those
 //! of the group are not what they seem.
 
+mod access;
 mod error;
 
 use std::fs::{self, File, Metadata};
@@ -31,11 +31,12 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use log::{error, info};
+use log::{error, info, warn};
 
 use crate::os;
+use access::Access;
 pub use error::SocketError;
-use error::{LOOK, MAKE, Moment, REMOVE, Reason, kind_in_words};
+use error::{Moment, Reason, Step, kind_in_words};
 
 /// Two servers that start at once hold this lock for a moment each; whoever
 /// holds it longer is somebody else, and not waited for.
@@ -56,14 +57,6 @@ struct Bound {
     file: FileId,
     /// For a look at the file where its path is closed to us.
     handle: File,
-}
-
-/// Who may connect.
-#[derive(Clone, Copy)]
-struct Access {
-    mode: u32,
-    /// User and group; `None` leaves it at those that this process has.
-    owner: Option<(u32, u32)>,
 }
 
 /// Which file it is, whatever its name. The inode can't be used again while
@@ -143,7 +136,7 @@ impl ControlSocket {
     pub fn put_back(&mut self) -> Result<PutBack, SocketError> {
         let moment = Moment::Serving;
         let again = Access::of(&self.bound.handle)
-            .map_err(|e| Reason::Failed("look at the lost socket", e))
+            .map_err(|e| Reason::Failed(Step::LookAtLost, e))
             .and_then(|was| {
                 let access = Access { mode: was.mode & self.mode, ..was };
                 Ok((access, make(&self.path, access, moment)?))
@@ -154,35 +147,13 @@ impl ControlSocket {
         let former = mem::replace(&mut self.bound, bound).listener;
         // Where its directory was only renamed, it is still found there.
         if let Err(e) = os::stop_listening(&former) {
-            error!("{}: cannot stop listening on the lost socket: {e}", self.path.display());
+            warn!("{}: cannot stop listening on the lost socket: {e}", self.path.display());
         }
         Ok(PutBack {
             former,
             has_other_user: now.user() != access.user(),
             has_other_group: now.group() != access.group(),
         })
-    }
-}
-
-impl Access {
-    fn of(file: &File) -> io::Result<Self> {
-        let found = file.metadata()?;
-        Ok(Access { mode: found.mode() & 0o777, owner: Some((found.uid(), found.gid())) })
-    }
-
-    fn user(self) -> Option<u32> {
-        self.owner.map(|(user, _)| user)
-    }
-
-    fn group(self) -> Option<u32> {
-        self.owner.map(|(_, group)| group)
-    }
-
-    /// For another group than it was meant for, of which the members may now count
-    /// as everybody else: these and the group get what both had.
-    fn for_any_group(self) -> u32 {
-        let common = (self.mode >> 3) & self.mode & 0o7;
-        self.mode & 0o700 | common << 3 | common
     }
 }
 
@@ -208,12 +179,11 @@ fn make(path: &Path, access: Access, moment: Moment) -> Result<Bound, Reason> {
             Ok(true) => info!("{}: replacing the socket of a process that is gone", path.display()),
             // Somebody has just put another file there: bind(2) will refuse it.
             Ok(false) => {}
-            Err(e) => return Err(Reason::Failed(REMOVE, e)),
+            Err(e) => return Err(Reason::Failed(Step::RemoveDead, e)),
         }
     }
-    let listener = os::bind(path, access.mode).map_err(|e| Reason::Failed(MAKE, e))?;
-    let found = fs::symlink_metadata(path)
-        .map_err(|e| Reason::Failed("look at the socket just made", e))?;
+    let listener = os::bind(path, access.mode).map_err(|e| Reason::Failed(Step::Make, e))?;
+    let found = fs::symlink_metadata(path).map_err(|e| Reason::Failed(Step::LookAtMade, e))?;
     // Somebody may have moved another file there just now.
     if !found.file_type().is_socket() {
         return Err(Reason::Occupied(kind_in_words(found.file_type())));
@@ -236,16 +206,13 @@ fn open_to_controllers(
     listener: &UnixListener,
     file: &FileId,
 ) -> Result<File, Reason> {
-    let failed = |e| Reason::Failed("look at the socket just made", e);
+    let failed = |e| Reason::Failed(Step::LookAtMade, e);
     let handle = os::open_path(path).map_err(failed)?;
     let found = handle.metadata().map_err(failed)?;
     if !found.file_type().is_socket() || FileId::of(&found) != *file {
         return Err(Reason::Occupied("another file"));
     }
-    let set_mode = |mode| {
-        os::set_mode(&handle, mode)
-            .map_err(|e| Reason::Failed("set the permissions of the socket, through /proc", e))
-    };
+    let set_mode = |mode| os::set_mode(&handle, mode).map_err(|e| Reason::Failed(Step::SetMode, e));
     // While it is still ours, and nobody can connect yet.
     if found.mode() & 0o777 != access.mode {
         set_mode(access.mode)?;
@@ -258,7 +225,7 @@ fn open_to_controllers(
             set_mode(access.for_any_group())?;
         }
     }
-    os::listen(listener).map_err(|e| Reason::Failed("listen on the socket just made", e))?;
+    os::listen(listener).map_err(|e| Reason::Failed(Step::Listen, e))?;
     Ok(handle)
 }
 
@@ -286,7 +253,7 @@ fn lock(directory: &File, moment: Moment) -> bool {
 /// None if there is nothing at `path`; an error if it is not a dead socket. As long
 /// as the file is open no other one can have its inode.
 fn find_dead_socket(path: &Path) -> Result<Option<(FileId, File)>, Reason> {
-    let failed = |e| Reason::Failed(LOOK, e);
+    let failed = |e| Reason::Failed(Step::LookAtPath, e);
     let file = match os::open_path(path) {
         Ok(file) => file,
         Err(e) if is_absent(&e) => return Ok(None),
@@ -341,26 +308,6 @@ impl Drop for ControlSocket {
         };
         if let Err(e) = removed {
             error!("{}: cannot remove the control socket: {e}", self.path.display());
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn without_its_group_a_socket_is_open_to_nobody_who_could_not_connect() {
-        for (mode, expected) in [
-            (0o600, 0o600),
-            (0o660, 0o600),
-            (0o640, 0o600),
-            (0o606, 0o600),
-            (0o664, 0o644),
-            (0o666, 0o666),
-        ] {
-            let access = Access { mode, owner: None };
-            assert_eq!(access.for_any_group(), expected, "{mode:o}");
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::common::GENEROUS;
 use crate::common::random::Random;
 use crate::plan::Commands;
 use crate::world::World;
-use pause_model::{Command, Connection, Mark, describe};
+use pause_model::{Exchange, Mark, Transcript, describe};
 
 /// A holder that vanishes lets go within a second.
 pub const A_SECOND: Duration = Duration::from_secs(1);
@@ -21,7 +21,7 @@ pub const A_SECOND: Duration = Duration::from_secs(1);
 pub struct Wire<'w> {
     world: &'w World,
     stream: UnixStream,
-    connection: Connection,
+    connection: Transcript,
     /// So many commands have their replies.
     answered: usize,
     /// While an `r` is under way.
@@ -40,7 +40,7 @@ impl<'w> Wire<'w> {
         stream.set_read_timeout(Some(Duration::from_millis(100))).expect("a time limit");
         stream.set_write_timeout(Some(GENEROUS)).expect("a time limit");
         let (closed, gone) = (Mark::NEVER, Mark::NEVER);
-        let connection = Connection { connected, commands: Vec::new(), closed, gone };
+        let connection = Transcript { connected, commands: Vec::new(), closed, gone };
         Some(Wire { world, stream, connection, answered: 0, resumes: None })
     }
 
@@ -55,7 +55,7 @@ impl<'w> Wire<'w> {
         let written = self.world.mark().at;
         let commands = bytes.iter().filter(|byte| !b" \t\n".contains(byte));
         let (reply, until) = (None, Mark::NEVER);
-        self.connection.commands.extend(commands.map(|&byte| Command {
+        self.connection.commands.extend(commands.map(|&byte| Exchange {
             byte,
             sent,
             written,

@@ -19,7 +19,7 @@ use crate::load::{self, Life};
 use crate::log::Log;
 use crate::plan::{End, Plan};
 use crate::world::{SOON, World};
-use pause_model::{Connection, Mark, Model, describe};
+use pause_model::{Mark, Model, Transcript, describe};
 
 const COUNTED: [&str; 7] = [
     "episodes",
@@ -169,7 +169,7 @@ fn keep_time(world: &World) {
 fn judge(
     plan: &Plan,
     folder: &Path,
-    controllers: &[Connection],
+    controllers: &[Transcript],
     lives: &[Life],
     terminated: Mark,
     log_at: impl Fn(Duration) -> u64,
@@ -205,7 +205,7 @@ fn judge(
 }
 
 /// What the controllers have sent, in that order, and what they got.
-fn write_history(folder: &Path, controllers: &[Connection]) -> std::io::Result<()> {
+fn write_history(folder: &Path, controllers: &[Transcript]) -> std::io::Result<()> {
     let mut all: Vec<_> = controllers
         .iter()
         .enumerate()
@@ -216,7 +216,7 @@ fn write_history(folder: &Path, controllers: &[Connection]) -> std::io::Result<(
     for (number, command) in all {
         writeln!(file, "controller {number}: {}", describe(command))?;
     }
-    for (number, Connection { closed, gone, .. }) in controllers.iter().enumerate() {
+    for (number, Transcript { closed, gone, .. }) in controllers.iter().enumerate() {
         writeln!(file, "controller {number}: closed {closed:?}, gone {gone:?}")?;
     }
     Ok(())

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use parking_lot::{Mutex, RwLock};
-use pause_model::{Connection, Mark};
+use pause_model::{Mark, Transcript};
 
 use crate::common::server::Server;
 use crate::common::{GENEROUS, process};
@@ -26,7 +26,7 @@ const ALL_LEAVE: u8 = 2;
 pub struct World {
     pub plan: Plan,
     pub server: Server,
-    pub controllers: Mutex<Vec<Connection>>,
+    pub controllers: Mutex<Vec<Transcript>>,
     pub lives: Mutex<Vec<Life>>,
     /// Moments, one every millisecond.
     pub clock: Mutex<Vec<Mark>>,

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use pause_model::{Command, Connection, Mark, Rules};
+use pause_model::{Exchange, Mark, Rules, Transcript};
 
 use super::below::{Below, TestFlusher};
 use crate::control::core::{Core, Id};
 use crate::control::flush::Flusher;
 use crate::control::pause::Pause;
-use crate::gate::{Barrier, Gate, Pass, TakenSeat};
+use crate::gate::{Barrier, Gate, OwnedSlot, Pass};
 use crate::nbdkit::FlushFailed;
 
 /// As much is read of a controller at once, at most.
@@ -35,13 +35,13 @@ pub struct Actor {
     /// It takes its replies.
     pub reads: bool,
     pub received: Vec<u8>,
-    connection: Connection,
+    connection: Transcript,
 }
 
 /// What the gate needs for the stage to stand on; outlives it.
 pub struct Ground {
     gate: Arc<Gate>,
-    seats: Vec<TakenSeat>,
+    slots: Vec<OwnedSlot>,
 }
 
 impl Ground {
@@ -49,8 +49,8 @@ impl Ground {
     pub fn new(requests: usize) -> Self {
         // Nobody runs beside us. Fences do without a system call.
         let gate = Arc::new(Gate::new(Barrier::Fences, || {}));
-        let seats = (0..requests).map(|_| gate.take_seat()).collect();
-        Ground { gate, seats }
+        let slots = (0..requests).map(|_| gate.take_slot()).collect();
+        Ground { gate, slots }
     }
 }
 
@@ -82,7 +82,7 @@ impl<'a> Stage<'a> {
         let pause = Pause::new(ground.gate.clone(), flusher, rules.timeout);
         Stage {
             ground,
-            inside: ground.seats.iter().map(|_| None).collect(),
+            inside: ground.slots.iter().map(|_| None).collect(),
             core: Core::new(pause, rules.holds),
             below,
             rules,
@@ -118,7 +118,7 @@ impl<'a> Stage<'a> {
         }
         let id = self.core.admit(None, self.clock());
         let (closed, gone) = (Mark::NEVER, Mark::NEVER);
-        let connection = Connection { connected, commands: Vec::new(), closed, gone };
+        let connection = Transcript { connected, commands: Vec::new(), closed, gone };
         let (outbox, received) = (VecDeque::new(), Vec::new());
         self.actors.push(Actor {
             id: Some(id),
@@ -153,7 +153,7 @@ impl<'a> Stage<'a> {
         }
         actor.outbox.extend(bytes);
         let commands = bytes.iter().filter(|byte| !b" \t\n".contains(byte));
-        actor.connection.commands.extend(commands.map(|&byte| Command {
+        actor.connection.commands.extend(commands.map(|&byte| Exchange {
             byte,
             sent,
             written: sent.at,
@@ -182,7 +182,7 @@ impl<'a> Stage<'a> {
     /// A request comes, in a place that is free, and goes in or is held.
     pub fn enter(&mut self, place: usize) -> bool {
         let now = self.tick().at;
-        self.inside[place] = self.ground.gate.enter(&self.ground.seats[place]);
+        self.inside[place] = self.ground.gate.enter(&self.ground.slots[place]);
         let is_in = self.inside[place].is_some();
         self.requests.push((now, is_in));
         self.count(now);
@@ -305,7 +305,7 @@ impl<'a> Stage<'a> {
     }
 
     /// What has happened to all controllers.
-    pub fn history(&self) -> Vec<Connection> {
+    pub fn history(&self) -> Vec<Transcript> {
         let connections = self.actors.iter().map(|actor| {
             let mut connection = actor.connection.clone();
             // The first without a reply has begun to wait.

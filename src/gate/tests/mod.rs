@@ -9,7 +9,7 @@ mod real;
 use std::time::Duration;
 
 use super::sync::{Arc, AtomicUsize, Futex, Mutex, Ordering, thread};
-use super::{Barrier, Dropped, Gate, Seat, Worth};
+use super::{Barrier, Dropped, Gate, Slot, Worth};
 
 struct Scene {
     gate: Arc<Gate>,
@@ -49,10 +49,10 @@ impl Scene {
         }
     }
 
-    fn request(&self, seat: &Seat, is_gone: impl Fn() -> bool) -> Result<(), Dropped> {
-        let _pass = match self.gate.enter(seat) {
+    fn request(&self, slot: &Slot, is_gone: impl Fn() -> bool) -> Result<(), Dropped> {
+        let _pass = match self.gate.enter(slot) {
             Some(pass) => pass,
-            None => self.gate.wait(seat, Worth::All, is_gone)?,
+            None => self.gate.wait(slot, Worth::All, is_gone)?,
         };
         // Relaxed, so that only the gate orders what is checked.
         self.working.fetch_add(1, Ordering::Relaxed);
@@ -67,7 +67,7 @@ impl Scene {
         is_gone: impl Fn() -> bool + Send + 'static,
     ) -> thread::JoinHandle<Result<(), Dropped>> {
         let scene = self.clone();
-        thread::spawn(move || scene.request(&scene.gate.take_seat(), is_gone))
+        thread::spawn(move || scene.request(&scene.gate.take_slot(), is_gone))
     }
 
     fn drain(&self) {

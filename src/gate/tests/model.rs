@@ -22,9 +22,9 @@ fn no_request_passes_a_drained_gate_and_no_drain_misses_one() {
         let scene = Scene::new(barrier);
         let client = scene.clone();
         let requests = thread::spawn(move || {
-            let seat = client.gate.take_seat();
-            client.request(&seat, || false).unwrap();
-            client.request(&seat, || false).unwrap();
+            let slot = client.gate.take_slot();
+            client.request(&slot, || false).unwrap();
+            client.request(&slot, || false).unwrap();
         });
         scene.drain();
         scene.assert_quiesced();
@@ -47,7 +47,7 @@ fn threads_may_come_and_go_while_the_gate_closes() {
             assert_eq!(request.join().unwrap(), Ok(()));
         }
         assert_eq!(scene.done.load(Ordering::Relaxed), 2);
-        assert_eq!(scene.gate.seats(), 0);
+        assert_eq!(scene.gate.slots(), 0);
     });
 }
 
@@ -141,8 +141,8 @@ fn only_a_request_whose_client_goes_while_it_is_held_is_dropped() {
         scene.drain();
         let (client, looks) = (scene.clone(), Looks::new(&gone));
         let requests = thread::spawn(move || {
-            let seat = client.gate.take_seat();
-            let result = client.request(&seat, || looks.look());
+            let slot = client.gate.take_slot();
+            let result = client.request(&slot, || looks.look());
             // Its client goes before the gate opens.
             assert_eq!(result == Err(Dropped), looks.was_there());
             result
@@ -199,10 +199,10 @@ fn when_the_server_ends_one_that_is_worth_nothing_is_dropped_in_any_case() {
         scene.drain();
         let client = scene.clone();
         let requests = thread::spawn(move || {
-            let seat = client.gate.take_seat();
-            assert!(client.gate.enter(&seat).is_none());
+            let slot = client.gate.take_slot();
+            assert!(client.gate.enter(&slot).is_none());
             // That the server ends looks as if its client had gone.
-            client.gate.wait(&seat, Worth::Nothing, || true).is_err()
+            client.gate.wait(&slot, Worth::Nothing, || true).is_err()
         });
         scene.gate.shut_down();
         assert!(!scene.gate.must_open());

@@ -12,8 +12,8 @@ use crate::gate::{Barrier, Dropped, Gate, Worth};
 #[test]
 fn a_request_inside_is_waited_for() {
     let scene = Scene::new(Barrier::best());
-    let seat = scene.gate.take_seat();
-    let pass = scene.gate.enter(&seat).unwrap();
+    let slot = scene.gate.take_slot();
+    let pass = scene.gate.enter(&slot).unwrap();
     scene.gate.close().unwrap();
     assert!(!scene.gate.drained());
     assert_eq!(scene.gate.in_flight(), 1);
@@ -27,7 +27,7 @@ fn a_request_inside_is_waited_for() {
 fn a_held_request_is_dropped_when_its_client_goes_though_nobody_opens() {
     let scene = Scene::new(Barrier::best());
     scene.drain();
-    let seat = scene.gate.take_seat();
+    let slot = scene.gate.take_slot();
     let looks = Cell::new(0);
     let start = Instant::now();
     // There when it begins to wait, when it has settled, and right after that.
@@ -35,7 +35,7 @@ fn a_held_request_is_dropped_when_its_client_goes_though_nobody_opens() {
         looks.set(looks.get() + 1);
         looks.get() == 4
     };
-    assert_eq!(scene.request(&seat, fourth), Err(Dropped));
+    assert_eq!(scene.request(&slot, fourth), Err(Dropped));
     assert!(start.elapsed() >= LOOK_AGAIN);
     assert!(start.elapsed() < Duration::from_secs(10));
     assert_eq!(scene.done.load(Ordering::Relaxed), 0);
@@ -51,7 +51,7 @@ fn a_request_whose_client_leaves_at_once_is_carried_out() {
     std::thread::scope(|scope| {
         let request = scope.spawn(|| {
             let second = || looks.fetch_add(1, Ordering::SeqCst) > 0;
-            scene.request(&scene.gate.take_seat(), second)
+            scene.request(&scene.gate.take_slot(), second)
         });
         // It has looked the second time.
         while looks.load(Ordering::SeqCst) < 2 {
@@ -78,7 +78,7 @@ fn the_end_of_the_server_is_not_taken_for_that_of_a_client_which_leaves_at_once(
                 looks.fetch_add(1, Ordering::SeqCst);
                 ends
             };
-            scene.request(&scene.gate.take_seat(), is_gone)
+            scene.request(&scene.gate.take_slot(), is_gone)
         });
         // It begins to wait.
         while looks.load(Ordering::SeqCst) == 0 {
@@ -104,11 +104,11 @@ fn the_end_of_the_server_is_not_taken_for_that_of_a_client_which_leaves_at_once(
 #[test]
 fn a_request_that_finds_the_gate_open_asks_nobody() {
     let scene = Scene::new(Barrier::best());
-    let seat = scene.gate.take_seat();
-    scene.request(&seat, || panic!("nothing was held")).unwrap();
+    let slot = scene.gate.take_slot();
+    scene.request(&slot, || panic!("nothing was held")).unwrap();
     scene.drain();
     scene.gate.open();
-    scene.request(&seat, || panic!("nothing was held")).unwrap();
+    scene.request(&slot, || panic!("nothing was held")).unwrap();
 }
 
 /// The gate opens for moments that no sleeper can wake up in.
@@ -120,7 +120,7 @@ fn what_is_held_is_let_in_by_the_next_opening_however_short() {
         for round in 0..50 {
             scene.drain();
             for _ in 0..held {
-                scope.spawn(|| scene.request(&scene.gate.take_seat(), || false).unwrap());
+                scope.spawn(|| scene.request(&scene.gate.take_slot(), || false).unwrap());
             }
             while scene.gate.held() < held {
                 std::thread::yield_now();
@@ -157,13 +157,13 @@ fn threads_that_are_gone_leave_nothing_behind() {
     for _ in 0..1_000 {
         let gate = gate.clone();
         std::thread::spawn(move || {
-            let seat = gate.take_seat();
-            drop(gate.enter(&seat).unwrap());
+            let slot = gate.take_slot();
+            drop(gate.enter(&slot).unwrap());
         })
         .join()
         .unwrap();
     }
-    assert_eq!(gate.seats(), 0);
+    assert_eq!(gate.slots(), 0);
 }
 
 /// Each thread writes to its own cache line alone, as the gate does, so that
@@ -203,10 +203,10 @@ fn stress(barrier: Barrier) {
                 let mut requests = 0u64;
                 while !stop.load(Ordering::Relaxed) {
                     // A thread that comes and goes now and then.
-                    let seat = scene.gate.take_seat();
+                    let slot = scene.gate.take_slot();
                     for _ in 0..1_000 {
-                        let enter = || scene.gate.wait(&seat, Worth::All, || false).unwrap();
-                        let _pass = scene.gate.enter(&seat).unwrap_or_else(enter);
+                        let enter = || scene.gate.wait(&slot, Worth::All, || false).unwrap();
+                        let _pass = scene.gate.enter(&slot).unwrap_or_else(enter);
                         // Odd: below the gate, for long enough to be seen there.
                         mine.0.store(2 * requests + 1, Ordering::Relaxed);
                         spin(6);

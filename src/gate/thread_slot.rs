@@ -1,17 +1,17 @@
-//! The calling thread's seat in the gate, found without a lock. nbdkit starts
-//! fresh threads for each connection; their seats are given back as they end.
+//! The calling thread's slot in the gate, found without a lock. nbdkit starts
+//! fresh threads for each connection; their slots are given back as they end.
 
 use std::cell::OnceCell;
 use std::ptr;
 
-use crate::gate::{Gate, Seat, TakenSeat};
+use super::{Gate, OwnedSlot, Slot};
 
 thread_local! {
     static OWNER: OnceCell<Owner> = const { OnceCell::new() };
 }
 
-/// Keeps the thread's seat; `pointer` is set as long as this lives.
-struct Owner(TakenSeat);
+/// Keeps the thread's slot; `pointer` is set as long as this lives.
+struct Owner(OwnedSlot);
 
 impl Drop for Owner {
     fn drop(&mut self) {
@@ -19,29 +19,29 @@ impl Drop for Owner {
     }
 }
 
-/// The calling thread's seat in `gate`, which is the only gate of this process:
-/// a thread takes one seat in its life.
+/// The calling thread's slot in `gate`, which is the only gate of this process:
+/// a thread takes one slot in its life.
 #[inline]
-pub fn of_this_thread(gate: &Gate) -> &Seat {
+pub fn of_this_thread(gate: &Gate) -> &Slot {
     // SAFETY: not NULL, so set by `take` on this thread and not cleared yet by
-    // the end of `OWNER`, which keeps the seat alive. The reference does not
+    // the end of `OWNER`, which keeps the slot alive. The reference does not
     // leave the thread's current call from nbdkit, and so ends before `OWNER`.
     unsafe { pointer::get().as_ref() }.unwrap_or_else(|| take(gate))
 }
 
 #[cold]
-fn take(gate: &Gate) -> &Seat {
+fn take(gate: &Gate) -> &Slot {
     let taken = OWNER.try_with(|owner| {
-        let seat: *const Seat = &*owner.get_or_init(|| Owner(gate.take_seat())).0;
-        pointer::set(seat);
-        seat
+        let slot: *const Slot = &*owner.get_or_init(|| Owner(gate.take_slot())).0;
+        pointer::set(slot);
+        slot
     });
     match taken {
         // SAFETY: as above.
-        Ok(seat) => unsafe { &*seat },
-        // The thread is past its end, and can't give a seat back any more.
+        Ok(slot) => unsafe { &*slot },
+        // The thread is past its end, and can't give a slot back any more.
         // nbdkit makes no request there; if it does, this one stays.
-        Err(_) => Box::leak(Box::new(gate.take_seat())),
+        Err(_) => Box::leak(Box::new(gate.take_slot())),
     }
 }
 
@@ -54,44 +54,44 @@ fn take(gate: &Gate) -> &Seat {
 mod pointer {
     use std::arch::{asm, global_asm};
 
-    use super::Seat;
+    use super::Slot;
 
     global_asm!(
-        ".pushsection .tbss.libpause_seat, \"awT\", @nobits",
-        ".hidden libpause_seat",
-        ".globl libpause_seat",
-        ".type libpause_seat, @tls_object",
-        ".size libpause_seat, 8",
+        ".pushsection .tbss.libpause_slot, \"awT\", @nobits",
+        ".hidden libpause_slot",
+        ".globl libpause_slot",
+        ".type libpause_slot, @tls_object",
+        ".size libpause_slot, 8",
         ".balign 8",
-        "libpause_seat:",
+        "libpause_slot:",
         ".zero 8",
         ".popsection",
     );
 
     #[inline]
-    pub fn get() -> *const Seat {
-        let seat;
+    pub fn get() -> *const Slot {
+        let slot;
         // SAFETY: reads this thread's instance of the word above, as the
         // x86-64 ABI lays down for initial-exec thread-local storage.
         unsafe {
             asm!(
-                "mov {seat}, qword ptr [rip + libpause_seat@GOTTPOFF]",
-                "mov {seat}, qword ptr fs:[{seat}]",
-                seat = out(reg) seat,
+                "mov {slot}, qword ptr [rip + libpause_slot@GOTTPOFF]",
+                "mov {slot}, qword ptr fs:[{slot}]",
+                slot = out(reg) slot,
                 options(pure, readonly, nostack, preserves_flags),
             );
         }
-        seat
+        slot
     }
 
-    pub fn set(seat: *const Seat) {
+    pub fn set(slot: *const Slot) {
         // SAFETY: writes this thread's instance of the word above; see `get`.
         unsafe {
             asm!(
-                "mov {offset}, qword ptr [rip + libpause_seat@GOTTPOFF]",
-                "mov qword ptr fs:[{offset}], {seat}",
+                "mov {offset}, qword ptr [rip + libpause_slot@GOTTPOFF]",
+                "mov qword ptr fs:[{offset}], {slot}",
                 offset = out(reg) _,
-                seat = in(reg) seat,
+                slot = in(reg) slot,
                 options(nostack, preserves_flags),
             );
         }
@@ -104,20 +104,20 @@ mod pointer {
     use std::cell::Cell;
     use std::ptr;
 
-    use super::Seat;
+    use super::Slot;
 
     thread_local! {
         // Needs no destructor, and so may be asked at any time.
-        static SEAT: Cell<*const Seat> = const { Cell::new(ptr::null()) };
+        static SLOT: Cell<*const Slot> = const { Cell::new(ptr::null()) };
     }
 
     #[inline]
-    pub fn get() -> *const Seat {
-        SEAT.get()
+    pub fn get() -> *const Slot {
+        SLOT.get()
     }
 
-    pub fn set(seat: *const Seat) {
-        SEAT.set(seat);
+    pub fn set(slot: *const Slot) {
+        SLOT.set(slot);
     }
 }
 
@@ -132,25 +132,25 @@ mod tests {
     #[test]
     fn each_thread_has_a_seat_of_its_own_and_gives_it_back() {
         let gate = Arc::new(Gate::new(Barrier::best(), || {}));
-        let seats: Vec<usize> = (0..4)
+        let slots: Vec<usize> = (0..4)
             .map(|_| {
                 let gate = gate.clone();
                 thread::spawn(move || {
-                    let seat: *const Seat = of_this_thread(&gate);
-                    assert_eq!(seat, ptr::from_ref(of_this_thread(&gate)));
-                    assert_eq!(pointer::get(), seat);
-                    gate.seats()
+                    let slot: *const Slot = of_this_thread(&gate);
+                    assert_eq!(slot, ptr::from_ref(of_this_thread(&gate)));
+                    assert_eq!(pointer::get(), slot);
+                    gate.slots()
                 })
                 .join()
                 .unwrap()
             })
             .collect();
-        assert_eq!(seats, [1, 1, 1, 1], "a thread that had ended still had its seat");
-        assert_eq!(gate.seats(), 0);
+        assert_eq!(slots, [1, 1, 1, 1], "a thread that had ended still had its slot");
+        assert_eq!(gate.slots(), 0);
         // And two that are alive share none.
         let address = || ptr::from_ref(of_this_thread(&gate)).addr();
         let mine = address();
         assert_ne!(thread::scope(|scope| scope.spawn(address).join().unwrap()), mine);
-        assert_eq!(gate.seats(), 1);
+        assert_eq!(gate.slots(), 1);
     }
 }

@@ -1,5 +1,5 @@
 //! What is done where nbdkit gives up by exit(3), as it does where its start fails
-//! late: no callback is called then. An orderly end is the affair of `lifecycle`.
+//! late: no callback is called then. For an orderly end see `lifecycle`.
 
 /// Calls `act` if this very process, no fork of it, exits with an error. Only the
 /// first call of this has an effect.

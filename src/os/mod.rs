@@ -1,6 +1,9 @@
 //! The few system calls that std does not offer, as the filter wants them. No
 //! decisions are taken here.
 
+pub mod advice;
+pub mod exit;
+
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
 use std::mem;

@@ -1,5 +1,5 @@
-//! Lets threads go one after the other that have to answer a client that is gone, or
-//! may be. Only used where nbdkit can't cut a connection.
+//! Serializes the replies to clients that are gone, or may be. Only used where nbdkit
+//! can't cut a connection.
 //!
 //! nbdkit (1.32 measured, `raw_send_socket: Assertion "sock >= 0" failed`) ends
 //! the whole server if two threads answer a dead client at the same moment: the
@@ -8,7 +8,7 @@
 //! keeps here ends with it; from then on nbdkit answers nobody on that
 //! connection, and the next thread may go. Which threads belong to one connection
 //! is not known: a layer above us may use one connection on a thread of another.
-//! So there is one turnstile for all of them.
+//! So all of them stand in one line.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ const LIMIT: Duration = Duration::from_millis(100);
 /// takes longer keeps their answers apart by itself, more or less.
 const LIMIT_BEFORE_WORK: Duration = Duration::from_millis(10);
 
-static TURNSTILE: Turnstile = Turnstile::new();
+static LINE: Line = Line::new();
 
 thread_local! {
     /// The turn of a thread that has gone through, until it ends or is back.
@@ -32,21 +32,21 @@ thread_local! {
 
 /// For a thread that answers next: returns when the thread that went through before
 /// it has ended, or has come back, and at the latest when that one's time is over.
-pub fn pass_to_answer() {
-    TURNSTILE.pass(LIMIT);
+pub fn wait_to_answer() {
+    LINE.pass(LIMIT);
 }
 
 /// The same for a thread that has a request carried out first.
-pub fn pass_to_work() {
-    TURNSTILE.pass(LIMIT_BEFORE_WORK);
+pub fn wait_to_work() {
+    LINE.pass(LIMIT_BEFORE_WORK);
 }
 
 /// The calling thread has answered.
-pub fn leave() {
+pub fn answered() {
     let _ = TURN.try_with(Cell::take);
 }
 
-struct Turnstile {
+struct Line {
     last: Mutex<Last>,
     free: Condvar,
 }
@@ -59,19 +59,19 @@ struct Last {
 }
 
 struct Turn {
-    turnstile: &'static Turnstile,
+    line: &'static Line,
     number: u64,
 }
 
-impl Turnstile {
+impl Line {
     const fn new() -> Self {
-        Turnstile { last: Mutex::new(Last { number: 0, until: None }), free: Condvar::new() }
+        Line { last: Mutex::new(Last { number: 0, until: None }), free: Condvar::new() }
     }
 
     /// `limit` is how long others wait for the calling thread.
     fn pass(&'static self, limit: Duration) {
         // It has answered the request before, and well, or it would not be here.
-        leave();
+        answered();
         let mut last = self.last.lock();
         // Where one is given up, its successor is the next to be waited for.
         while let Some(until) = last.until.filter(|until| *until > Instant::now()) {
@@ -81,16 +81,16 @@ impl Turnstile {
         *last = Last { number, until: Instant::now().checked_add(limit) };
         drop(last);
         // A thread past its end has no turn to keep, and gives it back here.
-        let _ = TURN.try_with(|kept| kept.set(Some(Turn { turnstile: self, number })));
+        let _ = TURN.try_with(|kept| kept.set(Some(Turn { line: self, number })));
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let mut last = self.turnstile.last.lock();
+        let mut last = self.line.last.lock();
         if last.number == self.number {
             last.until = None;
-            self.turnstile.free.notify_one();
+            self.line.free.notify_one();
         }
     }
 }
@@ -107,12 +107,12 @@ mod tests {
 
     #[test]
     fn a_thread_goes_when_the_one_before_has_ended() {
-        static TURNSTILE: Turnstile = Turnstile::new();
+        static LINE: Line = Line::new();
         let gone = AtomicUsize::new(0);
         thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
-                    TURNSTILE.pass(LONG);
+                    LINE.pass(LONG);
                     // Alone: who is next waits until this thread has ended.
                     let before = gone.load(Ordering::SeqCst);
                     thread::sleep(Duration::from_millis(2));
@@ -125,10 +125,10 @@ mod tests {
 
     #[test]
     fn a_thread_that_is_back_is_waited_for_no_more() {
-        static TURNSTILE: Turnstile = Turnstile::new();
+        static LINE: Line = Line::new();
         let start = Instant::now();
         for _ in 0..1_000 {
-            TURNSTILE.pass(LONG);
+            LINE.pass(LONG);
         }
         assert!(start.elapsed() < LONG, "it waited for itself");
     }
@@ -138,14 +138,14 @@ mod tests {
     #[test]
     fn those_who_wait_for_one_that_is_stuck_go_one_after_the_other_still() {
         const LIMIT: Duration = Duration::from_millis(50);
-        static TURNSTILE: Turnstile = Turnstile::new();
+        static LINE: Line = Line::new();
         let start = Instant::now();
-        TURNSTILE.pass(LIMIT);
+        LINE.pass(LIMIT);
         let passed = Mutex::new(Vec::new());
         thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    TURNSTILE.pass(LIMIT);
+                    LINE.pass(LIMIT);
                     passed.lock().push(start.elapsed());
                     thread::sleep(6 * LIMIT);
                 });
