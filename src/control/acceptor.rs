@@ -13,6 +13,11 @@ use crate::os::advice::Advised;
 use crate::os::{self, EventFd};
 use crate::socket::ControlSocket;
 
+/// This many are accepted in one turn at most. Each of those who were there has been
+/// served in that turn, and half of the controllers are no holders: nobody makes room
+/// who was never served.
+const BATCH: usize = 32;
+
 /// After accept(2) failed, the listener is left alone for this long. It stays
 /// readable meanwhile, and would keep the loop busy.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -82,15 +87,23 @@ impl Acceptor {
         }
     }
 
-    /// Accepts one that has connected, if need be in exchange for an idle one. Any
-    /// others that wait make the listener readable again: to try for more would find
-    /// the process out of descriptors, by those that were used for this one, and
-    /// close a controller for nobody.
+    /// Accepts those who have connected, if need be in exchange for idle ones. Only
+    /// while somebody waits: where descriptors are short, accept(2) says so even if
+    /// nobody does, and a controller would be closed for nobody.
     pub fn admit(&mut self, controllers: &mut Controllers) {
-        match self.accept(controllers) {
-            Ok(stream) => controllers.admit(stream),
-            Err(e) if e.kind() == ErrorKind::WouldBlock => {}
-            Err(_) => self.not_before = Instant::now().checked_add(PATIENCE),
+        for _ in 0..BATCH {
+            match self.accept(controllers) {
+                Ok(stream) => controllers.admit(stream),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+                Err(_) => {
+                    self.not_before = Instant::now().checked_add(PATIENCE);
+                    return;
+                }
+            }
+            // By those that were used for this one the process may be out of them.
+            if self.spare.is_none() || !os::is_readable(self.listener()) {
+                return;
+            }
         }
     }
 

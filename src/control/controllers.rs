@@ -84,7 +84,8 @@ impl Controllers {
         }
     }
 
-    /// Sends the replies that can be sent, and parts with those who are done.
+    /// Sends the replies that can be sent, wakes the requests that were held, and parts
+    /// with those who are done.
     pub fn write(&mut self) {
         for (id, stream) in &mut self.streams {
             let id = *id;
@@ -98,9 +99,12 @@ impl Controllers {
                 }
             }
         }
+        self.core.wake();
         for id in self.core.part(Instant::now()) {
             self.remove(id);
         }
+        // The end of a hold may have opened the gate, too.
+        self.core.wake();
     }
 
     fn remove(&mut self, id: Id) {

@@ -5,6 +5,7 @@
 //! is, and what it depends on, is kept in `pause`.
 
 use std::fmt;
+use std::mem;
 use std::time::Instant;
 
 use log::{debug, info};
@@ -15,6 +16,9 @@ use super::protocol::{Command, Dialogue, Reply};
 /// This many controllers are connected at once. A heap of forgotten `nc`
 /// processes must not lock the operator out, so one more displaces one.
 const MOST_CONTROLLERS: usize = 64;
+
+/// This many commands of each controller are carried out in one turn.
+const BUDGET: usize = 4;
 
 /// A controller that doesn't read its replies is not listened to beyond this.
 const MOST_UNSENT: usize = 4096;
@@ -34,6 +38,11 @@ pub struct Core {
     /// In the order in which they came.
     controllers: Vec<Controller>,
     last: Id,
+    /// Those with a command that has no reply yet; some may have gone.
+    waiting: Vec<Id>,
+    /// How many turns there were: another controller has the first go in each.
+    turns: usize,
+    has_more: bool,
 }
 
 /// One that is connected.
@@ -60,7 +69,15 @@ pub struct Name {
 impl Core {
     /// Nobody is connected. `holds` says whether `+` and `-` are commands.
     pub fn new(pause: Pause, holds: bool) -> Self {
-        Core { pause, holds, controllers: Vec::new(), last: Id(0) }
+        Core {
+            pause,
+            holds,
+            controllers: Vec::new(),
+            last: Id(0),
+            waiting: Vec::new(),
+            turns: 0,
+            has_more: false,
+        }
     }
 
     /// A controller has connected. Make room first: see `is_full`.
@@ -85,15 +102,17 @@ impl Core {
         self.controllers.len() >= MOST_CONTROLLERS
     }
 
-    /// Who makes room: the controller that has been silent for the longest time.
-    /// One that waits for its pause goes only if there is no other, one with a
-    /// hold never. `None` if there is none.
+    /// Who makes room: one that has hung up, or else the controller that has been
+    /// silent for the longest time. One that waits for its pause goes only if there is
+    /// no other, one with a hold never. `None` if there is none.
     pub fn to_close(&self) -> Option<Id> {
         let idlest = self
             .controllers
             .iter()
             .filter(|controller| !self.pause.is_holder(controller.name.id))
-            .min_by_key(|controller| (controller.dialogue.is_waiting(), controller.active));
+            .min_by_key(|controller| {
+                (!controller.hung_up, controller.dialogue.is_waiting(), controller.active)
+            });
         idlest.map(|controller| controller.name.id)
     }
 
@@ -174,17 +193,36 @@ impl Core {
         self.pause.is_closed()
     }
 
-    /// Moves the pause on and carries out what was received. Call it when something
-    /// has come, when the gate or the flusher has signalled, and at the `deadline`.
-    /// Send `replies` after it, and then `part`.
+    /// Whether commands are left that only want another turn.
+    pub fn has_more(&self) -> bool {
+        self.has_more
+    }
+
+    /// Moves the pause on and carries out what was received, a few commands of each
+    /// controller. Call it when something has come, when the gate or the flusher has
+    /// signalled, at the `deadline`, and while it `has_more`. Send `replies` after it,
+    /// then `wake`, and then `part`.
     pub fn turn(&mut self, now: Instant) {
         // Before any command is heard: one that comes after the deadline must
         // not find the pause still in force.
         self.progress(now);
-        // An answer to one may set another going.
-        while let Some((id, command)) = self.next_command() {
-            self.carry_out(id, command, now);
+        self.turns = self.turns.wrapping_add(1);
+        // Nobody waits for the reply to one that has hung up.
+        let (gone, mut there): (Vec<_>, Vec<_>) =
+            self.controllers.iter().partition(|controller| controller.hung_up);
+        let first = self.turns.checked_rem(there.len()).unwrap_or(0);
+        there.rotate_left(first);
+        let order: Vec<Id> = there.iter().chain(&gone).map(|it| it.name.id).collect();
+        for id in order {
+            self.serve(id, now);
         }
+        // An answer to one may have set another going.
+        self.has_more = self.controllers.iter().any(|it| it.dialogue.has_command());
+    }
+
+    /// Wakes the requests that were held, if the gate was opened.
+    pub fn wake(&mut self) {
+        self.pause.wake();
     }
 
     /// The server was told to end.
@@ -228,15 +266,20 @@ impl Core {
     }
 
     fn settle_waiting(&mut self, well: bool) {
-        for controller in &mut self.controllers {
-            controller.dialogue.settle(well);
+        for id in mem::take(&mut self.waiting) {
+            if let Some(controller) = self.get_mut(id) {
+                controller.dialogue.settle(well);
+            }
         }
     }
 
-    fn next_command(&mut self) -> Option<(Id, Command)> {
-        self.controllers.iter_mut().find_map(|controller| {
-            controller.dialogue.next_command().map(|command| (controller.name.id, command))
-        })
+    fn serve(&mut self, id: Id, now: Instant) {
+        for _ in 0..BUDGET {
+            match self.get_mut(id).and_then(|controller| controller.dialogue.next_command()) {
+                Some(command) => self.carry_out(id, command, now),
+                None => return,
+            }
+        }
     }
 
     /// Ids grow, and so they are in order.
@@ -281,8 +324,11 @@ impl Core {
         let Some(controller) = self.get_mut(id) else { return };
         match outcome {
             Outcome::Done => controller.dialogue.answer(hope),
-            Outcome::Pending => controller.dialogue.wait_for(hope),
             Outcome::Failed => controller.dialogue.answer(Reply::No),
+            Outcome::Pending => {
+                controller.dialogue.wait_for(hope);
+                self.waiting.push(id);
+            }
         }
     }
 }

@@ -214,7 +214,8 @@ impl Loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let again = self.has_backlog.then_some(RETRY);
         let look = self.looks_for_the_end().then_some(LOOK_FOR_THE_END);
-        left.into_iter().chain(again).chain(look).min()
+        let at_once = core.has_more().then_some(Duration::ZERO);
+        [left, again, look, at_once].into_iter().flatten().min()
     }
 
     /// Does all that can be done now.
@@ -264,6 +265,7 @@ impl Loop {
         if may_ask && nbdkit::no_use_going_on() {
             self.server_ends = true;
             self.controllers.core.shut_down(Instant::now());
+            self.controllers.write();
         }
     }
 }

@@ -26,6 +26,8 @@ pub struct Pause {
     stage: Stage,
     /// `p` was asked for, and `r` was not since.
     asked: bool,
+    /// The gate was opened, and those who were held are not awake yet.
+    to_wake: bool,
     /// Connections that asked for a hold and have not given it back.
     holds: BTreeSet<Id>,
 }
@@ -85,6 +87,7 @@ impl Pause {
             timeout,
             stage: Stage::Running,
             asked: false,
+            to_wake: false,
             holds: BTreeSet::new(),
         }
     }
@@ -156,6 +159,14 @@ impl Pause {
     /// one waits that may not be: ask `progress`.
     pub fn shut_down(&mut self) {
         self.gate.shut_down();
+    }
+
+    /// Wakes those who were held, if the gate was opened since the last call. Many
+    /// threads want the processors then: let whoever waits for an answer have it first.
+    pub fn wake(&mut self) {
+        if mem::take(&mut self.to_wake) {
+            self.gate.wake();
+        }
     }
 
     /// When `progress` is to be asked even if nothing was signalled.
@@ -265,6 +276,7 @@ impl Pause {
         // What is said below can wait; requests have waited long enough.
         let held = self.gate.held();
         self.gate.open();
+        self.to_wake = true;
         match stage {
             Stage::Running => {}
             Stage::Draining(closed) => info!(
@@ -285,6 +297,12 @@ impl Pause {
                 info!("{log} after {}: {held} requests were held", closed.age(now));
             }
         }
+    }
+}
+
+impl Drop for Pause {
+    fn drop(&mut self) {
+        self.wake();
     }
 }
 

@@ -90,6 +90,11 @@ impl Dialogue {
         None
     }
 
+    /// Whether one can be carried out.
+    pub fn has_command(&self) -> bool {
+        self.pending.is_none() && !self.received.is_empty()
+    }
+
     /// Replies to the command in hand.
     pub fn answer(&mut self, reply: Reply) {
         self.replies.push(reply.to_byte());

@@ -210,7 +210,10 @@ impl Gate {
             // C1. Relaxed: the barrier below orders it before C2.
             self.state.store(state | CLOSED | DRAINING, Ordering::Relaxed);
         }
-        self.barrier.heavy().inspect_err(|_| self.open())
+        self.barrier.heavy().inspect_err(|_| {
+            self.open();
+            self.wake();
+        })
     }
 
     /// Whether the gate is closed and no request is inside. Once true it stays
@@ -234,24 +237,27 @@ impl Gate {
     }
 
     /// Opens the gate and lets in every request that waits. Opening an open gate
-    /// changes nothing.
+    /// changes nothing. New requests pass from here on; call [`Gate::wake`] soon.
     pub fn open(&self) {
-        {
-            let mut waiters = self.waiters.lock();
-            let state = self.state.load(Ordering::Relaxed);
-            if state & CLOSED == 0 {
-                return;
-            }
-            // O1
-            let Waiters { held, .. } = mem::take(&mut *waiters);
-            self.let_in.fetch_add(held, Ordering::Relaxed);
-            let openings = self.openings.load(Ordering::Relaxed);
-            // Release, twice: what was done while the gate was closed has
-            // happened for who is let in, or finds the gate open.
-            self.openings.store(openings.wrapping_add(1), Ordering::Release);
-            self.state.store(state & FENCED, Ordering::Release);
-            self.count_event();
+        let mut waiters = self.waiters.lock();
+        let state = self.state.load(Ordering::Relaxed);
+        if state & CLOSED == 0 {
+            return;
         }
+        // O1
+        let Waiters { held, .. } = mem::take(&mut *waiters);
+        self.let_in.fetch_add(held, Ordering::Relaxed);
+        let openings = self.openings.load(Ordering::Relaxed);
+        // Release, twice: what was done while the gate was closed has
+        // happened for who is let in, or finds the gate open.
+        self.openings.store(openings.wrapping_add(1), Ordering::Release);
+        self.state.store(state & FENCED, Ordering::Release);
+        self.count_event();
+    }
+
+    /// Wakes those whom `open` has let in. Apart from it, so that whoever opened the
+    /// gate can be told so before many threads want the processors.
+    pub fn wake(&self) {
         self.events.wake_all();
     }
 

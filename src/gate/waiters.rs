@@ -9,7 +9,7 @@
 //!   request                            closing side
 //!   W1  lock: held += 1,               O1  lock: let_in += held, held := 0,
 //!       since := openings                  openings += 1, state := OPEN
-//!   W2  openings = since: sleep            wake all
+//!   W2  openings = since: sleep        O2  wake all, soon
 //!       else: count := count + 1       C2  let_in, then the counts:
 //!   W3  let_in -= 1                        all 0: drained
 //! ```

@@ -32,6 +32,12 @@ pub fn poll(fds: &mut [PollFd<'_>], limit: Option<Duration>) -> io::Result<()> {
     }
 }
 
+/// Whether a read of it, or accept(2), has something to tell at once.
+pub fn is_readable(fd: impl AsFd) -> bool {
+    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+    poll(&mut fds, Some(Duration::ZERO)).is_ok() && fds.iter().all(|fd| !fd.revents().is_empty())
+}
+
 /// Whether a short write to standard error would not wait, now or before
 /// `patience` is over.
 pub fn stderr_takes_more(patience: Duration) -> bool {

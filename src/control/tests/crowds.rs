@@ -103,3 +103,66 @@ fn who_reads_no_replies_is_not_listened_to_for_ever() {
         assert_eq!(stage.actors[0].received, [b'X'; 6_000]);
     });
 }
+
+#[test]
+fn a_flood_keeps_nobody_from_being_served() {
+    with_crowd(64, |stage| {
+        for who in 0..63 {
+            stage.send(who, &b"pr".repeat(256));
+        }
+        stage.send(63, b"r");
+        stage.one_turn();
+        assert_eq!(stage.actors[63].received, b"R");
+        let most = stage.actors.iter().map(|actor| actor.received.len()).max().unwrap();
+        assert!(most < 20, "one has had {most} commands carried out in one turn");
+        stage.turn();
+        assert!((0..63).all(|who| stage.actors[who].received == b"PR".repeat(256)));
+    });
+}
+
+#[test]
+fn each_one_has_the_last_word_in_its_turn() {
+    with_crowd(2, |stage| {
+        stage.send(0, &[b'p'; 400]);
+        stage.send(1, &[b'r'; 400]);
+        let flows: Vec<bool> = (0..4)
+            .map(|_| {
+                stage.one_turn();
+                let flows = stage.enter(0);
+                stage.leave(0);
+                flows
+            })
+            .collect();
+        assert!(flows == [true, false, true, false] || flows == [false, true, false, true]);
+    });
+}
+
+#[test]
+fn one_that_has_hung_up_is_served_after_those_who_wait() {
+    for turns in 0..4 {
+        for (gone, there, flows) in [(b"r", b"p", true), (b"p", b"r", false)] {
+            with_crowd(2, |stage| {
+                for _ in 0..turns {
+                    stage.one_turn();
+                }
+                stage.send(0, gone);
+                stage.hang_up(0);
+                stage.send(1, there);
+                stage.one_turn();
+                assert_eq!(stage.enter(0), flows, "{turns}");
+            });
+        }
+    }
+}
+
+#[test]
+fn one_that_has_hung_up_makes_room_first() {
+    with_crowd(64, |stage| {
+        assert!(stage.enter(0));
+        assert_eq!(say(stage, 40, b"p"), b"");
+        stage.hang_up(40);
+        stage.turn();
+        stage.connect();
+        assert_eq!(stage.closed.last().unwrap().1, 40);
+    });
+}

@@ -229,56 +229,57 @@ impl<'a> Stage<'a> {
 
     /// Does what the loop does, until there is nothing left to do.
     pub fn turn(&mut self) {
-        loop {
-            let now = self.tick();
-            let mut is_busy = false;
-            for actor in &mut self.actors {
-                let Some(id) = actor.id.filter(|&id| self.core.listens_to(id)) else { continue };
-                let count = actor.outbox.len().min(CHUNK);
-                let chunk: Vec<u8> = actor.outbox.drain(..count).collect();
-                match chunk[..] {
-                    [] if actor.sends_no_more => self.core.input_ended(id),
-                    [] => continue,
-                    _ => self.core.received(id, &chunk, self.begin + self.now),
-                }
-                is_busy = true;
+        while self.one_turn() {}
+    }
+
+    /// Does what the loop does once. Whether there is more to do.
+    pub fn one_turn(&mut self) -> bool {
+        let now = self.tick();
+        let mut is_busy = self.core.has_more();
+        for actor in &mut self.actors {
+            let Some(id) = actor.id.filter(|&id| self.core.listens_to(id)) else { continue };
+            let count = actor.outbox.len().min(CHUNK);
+            let chunk: Vec<u8> = actor.outbox.drain(..count).collect();
+            match chunk[..] {
+                [] if actor.sends_no_more => self.core.input_ended(id),
+                [] => continue,
+                _ => self.core.received(id, &chunk, self.begin + self.now),
             }
-            self.core.turn(self.clock());
-            for actor in &mut self.actors {
-                let Some(id) = actor.id else { continue };
-                let replies = self.core.replies(id);
-                if !(actor.reads || actor.is_gone) || replies.is_empty() {
-                    continue;
-                }
-                is_busy = true;
-                if actor.is_gone {
-                    // Nobody is there: the write fails.
-                    self.core.unreachable(id);
-                    continue;
-                }
-                let replies = replies.to_vec();
-                self.core.sent(id, replies.len());
-                let unanswered =
-                    actor.connection.commands.iter_mut().filter(|it| it.reply.is_none());
-                for (command, &reply) in unanswered.zip(&replies) {
-                    command.reply = Some(reply);
-                    command.until = now;
-                    let vouches = matches!((command.byte, reply), (b'p', b'P') | (b'+', b'+'));
-                    if self.flushes && vouches && !self.below.lock().is_stable() {
-                        self.unstable.push((now.at, reply.into()));
-                    }
-                }
-                actor.received.extend(replies);
-            }
-            for id in self.core.part(self.clock()) {
-                is_busy = true;
-                let who = self.actors.iter().position(|actor| actor.id == Some(id)).unwrap();
-                self.is_gone(who);
-            }
-            if !is_busy {
-                return;
-            }
+            is_busy = true;
         }
+        self.core.turn(self.clock());
+        is_busy |= self.core.has_more();
+        for actor in &mut self.actors {
+            let Some(id) = actor.id else { continue };
+            let replies = self.core.replies(id);
+            if !(actor.reads || actor.is_gone) || replies.is_empty() {
+                continue;
+            }
+            is_busy = true;
+            if actor.is_gone {
+                // Nobody is there: the write fails.
+                self.core.unreachable(id);
+                continue;
+            }
+            let replies = replies.to_vec();
+            self.core.sent(id, replies.len());
+            let unanswered = actor.connection.commands.iter_mut().filter(|it| it.reply.is_none());
+            for (command, &reply) in unanswered.zip(&replies) {
+                command.reply = Some(reply);
+                command.until = now;
+                let vouches = matches!((command.byte, reply), (b'p', b'P') | (b'+', b'+'));
+                if self.flushes && vouches && !self.below.lock().is_stable() {
+                    self.unstable.push((now.at, reply.into()));
+                }
+            }
+            actor.received.extend(replies);
+        }
+        for id in self.core.part(self.clock()) {
+            is_busy = true;
+            let who = self.actors.iter().position(|actor| actor.id == Some(id)).unwrap();
+            self.is_gone(who);
+        }
+        is_busy
     }
 
     /// Whether a command of its waits for a reply, and it would take that.

@@ -14,7 +14,7 @@ use super::{Barrier, Dropped, Gate, Slot, Worth};
 struct Scene {
     gate: Arc<Gate>,
     /// What wakes the closing side here: counts how often.
-    bell: Arc<Futex>,
+    event: Arc<Futex>,
     /// Requests below the gate, as the plugin would count them.
     working: Arc<AtomicUsize>,
     /// Requests that have been below the gate.
@@ -25,7 +25,7 @@ impl Clone for Scene {
     fn clone(&self) -> Self {
         Scene {
             gate: self.gate.clone(),
-            bell: self.bell.clone(),
+            event: self.event.clone(),
             working: self.working.clone(),
             done: self.done.clone(),
         }
@@ -34,16 +34,16 @@ impl Clone for Scene {
 
 impl Scene {
     fn new(barrier: Barrier) -> Self {
-        let bell = Arc::new(Futex::new(0));
-        let (rung, ringing) = (bell.clone(), Mutex::new(()));
-        let ring = move || {
-            let _ringing = ringing.lock();
-            rung.store(rung.load(Ordering::Relaxed) + 1, Ordering::Release);
-            rung.wake_all();
+        let event = Arc::new(Futex::new(0));
+        let (signalled, signalling) = (event.clone(), Mutex::new(()));
+        let signal = move || {
+            let _signalling = signalling.lock();
+            signalled.store(signalled.load(Ordering::Relaxed) + 1, Ordering::Release);
+            signalled.wake_all();
         };
         Scene {
-            gate: Arc::new(Gate::new(barrier, ring)),
-            bell,
+            gate: Arc::new(Gate::new(barrier, signal)),
+            event,
             working: Arc::new(AtomicUsize::new(0)),
             done: Arc::new(AtomicUsize::new(0)),
         }
@@ -73,12 +73,17 @@ impl Scene {
     fn drain(&self) {
         self.gate.close().unwrap();
         loop {
-            let rung = self.bell.load(Ordering::Acquire);
+            let seen = self.event.load(Ordering::Acquire);
             if self.gate.drained() {
                 return;
             }
-            self.bell.wait(rung, Duration::from_secs(60));
+            self.event.wait(seen, Duration::from_secs(60));
         }
+    }
+
+    fn open(&self) {
+        self.gate.open();
+        self.gate.wake();
     }
 
     /// Between the two looks nothing may happen below a drained gate.

@@ -28,7 +28,7 @@ fn no_request_passes_a_drained_gate_and_no_drain_misses_one() {
         });
         scene.drain();
         scene.assert_quiesced();
-        scene.gate.open();
+        scene.open();
         // A lost wake-up would leave it waiting.
         requests.join().unwrap();
         assert_eq!(scene.done.load(Ordering::Relaxed), 2);
@@ -42,7 +42,7 @@ fn threads_may_come_and_go_while_the_gate_closes() {
         let requests: Vec<_> = (0..2).map(|_| scene.start_request(|| false)).collect();
         scene.drain();
         scene.assert_quiesced();
-        scene.gate.open();
+        scene.open();
         for request in requests {
             assert_eq!(request.join().unwrap(), Ok(()));
         }
@@ -57,12 +57,12 @@ fn a_drain_can_be_cancelled_at_any_moment() {
         let scene = Scene::new(barrier);
         let request = scene.start_request(|| false);
         scene.gate.close().unwrap();
-        scene.gate.open();
+        scene.open();
         assert!(!scene.gate.drained());
         // And a pause can follow at once.
         scene.drain();
         scene.assert_quiesced();
-        scene.gate.open();
+        scene.open();
         assert_eq!(request.join().unwrap(), Ok(()));
         assert_eq!(scene.done.load(Ordering::Relaxed), 1);
     });
@@ -82,7 +82,7 @@ fn what_is_held_is_let_in_by_an_opening_and_awaited_by_the_next_drain() {
         scene.drain();
         let request = scene.start_request(|| false);
         until_held(&scene, 1);
-        scene.gate.open();
+        scene.open();
         scene.drain();
         assert_eq!(scene.done.load(Ordering::Relaxed), 1, "it was held when the gate opened");
         scene.assert_quiesced();
@@ -98,12 +98,12 @@ fn a_request_that_meets_a_gate_which_opens_and_closes_is_before_or_behind_the_pa
         let scene = Scene::new(barrier);
         scene.gate.close().unwrap();
         let request = scene.start_request(|| false);
-        scene.gate.open();
+        scene.open();
         scene.drain();
         scene.assert_quiesced();
         let (done, held) = (scene.done.load(Ordering::Relaxed), scene.gate.held());
         assert!(done + held <= 1);
-        scene.gate.open();
+        scene.open();
         assert_eq!(request.join().unwrap(), Ok(()));
         assert_eq!(scene.done.load(Ordering::Relaxed), 1);
     });
@@ -148,11 +148,11 @@ fn only_a_request_whose_client_goes_while_it_is_held_is_dropped() {
             result
         });
         gone.store(1, Ordering::SeqCst);
-        scene.gate.open();
+        scene.open();
         // Whether it was let in or dropped meanwhile: no drain hangs on it.
         scene.drain();
         scene.assert_quiesced();
-        scene.gate.open();
+        scene.open();
         let result = requests.join().unwrap();
         assert_eq!(scene.done.load(Ordering::Relaxed), usize::from(result.is_ok()));
         assert_eq!((scene.gate.held(), scene.gate.in_flight()), (0, 0));
@@ -178,14 +178,14 @@ fn when_the_server_ends_one_that_may_not_be_dropped_has_the_gate_opened() {
         let scene = Scene::new(barrier);
         scene.drain();
         let request = scene.start_request(|| true);
-        let rung = scene.bell.load(Ordering::Acquire);
+        let seen = scene.event.load(Ordering::Acquire);
         scene.gate.shut_down();
         // As the control thread: it sleeps unless it has seen it.
         if !scene.gate.must_open() {
-            scene.bell.wait(rung, Duration::MAX);
+            scene.event.wait(seen, Duration::MAX);
             assert!(scene.gate.must_open());
         }
-        scene.gate.open();
+        scene.open();
         assert_eq!(request.join().unwrap(), Ok(()));
         assert_eq!(scene.done.load(Ordering::Relaxed), 1);
         assert!(!scene.gate.must_open());

@@ -18,7 +18,7 @@ fn a_request_inside_is_waited_for() {
     assert!(!scene.gate.drained());
     assert_eq!(scene.gate.in_flight(), 1);
     drop(pass);
-    assert_eq!(scene.bell.load(Ordering::Relaxed), 1, "the closing side was not woken");
+    assert_eq!(scene.event.load(Ordering::Relaxed), 1, "the closing side was not woken");
     assert!(scene.gate.drained());
     assert_eq!(scene.gate.in_flight(), 0);
 }
@@ -59,7 +59,7 @@ fn a_request_whose_client_leaves_at_once_is_carried_out() {
         }
         std::thread::sleep(3 * LOOK_AGAIN);
         assert!(!request.is_finished());
-        scene.gate.open();
+        scene.open();
         assert_eq!(request.join().unwrap(), Ok(()));
     });
 }
@@ -95,7 +95,7 @@ fn the_end_of_the_server_is_not_taken_for_that_of_a_client_which_leaves_at_once(
         while !request.is_finished() && !scene.gate.must_open() {
             std::thread::yield_now();
         }
-        scene.gate.open();
+        scene.open();
         // It waits for that no longer, and this machine may be busy.
         assert!(request.join().unwrap() == Err(Dropped) || !in_time);
     });
@@ -107,7 +107,7 @@ fn a_request_that_finds_the_gate_open_asks_nobody() {
     let slot = scene.gate.take_slot();
     scene.request(&slot, || panic!("nothing was held")).unwrap();
     scene.drain();
-    scene.gate.open();
+    scene.open();
     scene.request(&slot, || panic!("nothing was held")).unwrap();
 }
 
@@ -125,12 +125,12 @@ fn what_is_held_is_let_in_by_the_next_opening_however_short() {
             while scene.gate.held() < held {
                 std::thread::yield_now();
             }
-            scene.gate.open();
+            scene.open();
             // As `rp` does: a barrier for all that was held.
             scene.drain();
             assert_eq!(scene.done.load(Ordering::Relaxed), held * (round + 1));
             assert_eq!(scene.gate.held(), 0);
-            scene.gate.open();
+            scene.open();
         }
     });
 }
@@ -179,6 +179,7 @@ impl Drop for Stop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
         self.1.open();
+        self.1.wake();
     }
 }
 
@@ -233,7 +234,7 @@ fn stress(barrier: Barrier) {
             );
             spin(200);
             assert_eq!(total(), before, "a request went through a closed gate, pause {pause}");
-            scene.gate.open();
+            scene.open();
             // Until requests flow again: from one to forty, each counted twice.
             let flowing = before + 2 * (1 + pause % 40);
             while total() < flowing {
