@@ -1,10 +1,13 @@
-//! The parameters: their names, what they accept, and what is said of one
-//! that can't be accepted. What they do is decided elsewhere.
+//! The parameters: their names, what they accept, and what the filter says of a
+//! value that it can't accept. `lifecycle` hands them to the modules that act on
+//! them.
 
 use std::ffi::{CStr, c_int};
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use pause_protocol::{LONGEST_SOCKET_PATH, parse_duration};
 
 use crate::nbdkit;
 
@@ -15,10 +18,6 @@ pause-mode=MODE                 Its permissions in octal (default 0600).
 pause-flush=BOOL                Flush what was written before a pause is in force (default false).
 pause-timeout=DURATION          The longest that requests are held (default: no limit).
 pause-hold=BOOL                 Offer + and -, pauses that end with their connection (default false).";
-
-/// The longest path that fits into `sun_path` of sockaddr_un with its NUL
-/// (unix(7)), in bytes.
-const LONGEST_SOCKET_PATH: usize = 107;
 
 const DEFAULT_MODE: u32 = 0o600;
 const LARGEST_MODE: u32 = 0o777;
@@ -65,7 +64,7 @@ impl Config {
             b"pause-control" => self.control = Some(control_path(value)?),
             b"pause-mode" => self.mode = parse_mode(value)?,
             b"pause-flush" => self.flush = parse_bool("pause-flush", value)?,
-            b"pause-timeout" => self.timeout = parse_duration(value)?,
+            b"pause-timeout" => self.timeout = parse_timeout(value)?,
             b"pause-hold" => self.hold = parse_bool("pause-hold", value)?,
             _ => return Ok(false),
         }
@@ -144,31 +143,13 @@ fn parse_bool(key: &'static str, value: &CStr) -> Result<bool, ConfigError> {
         .ok_or_else(|| ConfigError::Bool(key, value.to_string_lossy().into_owned()))
 }
 
-/// `30`, `1.5`: seconds; `500ms`: milliseconds; 0 is none.
-fn parse_duration(value: &CStr) -> Result<Option<Duration>, ConfigError> {
+/// A limit, or `None` for 0.
+fn parse_timeout(value: &CStr) -> Result<Option<Duration>, ConfigError> {
     let refused = || ConfigError::Timeout(value.to_string_lossy().into_owned());
     let text = value.to_str().map_err(|_| refused())?;
-    let is_number = |digits: &str| {
-        // f64 alone would take a sign, an exponent, "inf" and ".".
-        digits.starts_with(|c: char| c.is_ascii_digit())
-            && digits.ends_with(|c: char| c.is_ascii_digit())
-            && digits.bytes().all(|b| b.is_ascii_digit() || b == b'.')
-    };
-    let duration = match text.strip_suffix("ms") {
-        Some(digits) if is_number(digits) && !digits.contains('.') => {
-            digits.parse().ok().map(Duration::from_millis)
-        }
-        None if is_number(text) => {
-            text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        }
-        _ => None,
-    };
-    match duration.ok_or_else(refused)? {
-        // What is too short for this clock would come to mean the opposite.
-        Duration::ZERO if text.contains(|c| ('1'..='9').contains(&c)) => Err(refused()),
-        Duration::ZERO => Ok(None),
-        duration => Ok(Some(duration)),
-    }
+    // Which of the rules a value breaks shows in the value, which the error names.
+    let limit = parse_duration(text).map_err(|_| refused())?;
+    Ok(Some(limit).filter(|limit| !limit.is_zero()))
 }
 
 impl fmt::Display for ConfigError {
@@ -239,10 +220,11 @@ mod tests {
 
     #[test]
     fn a_duration_is_seconds_or_milliseconds_and_0_is_none() {
-        let of = |value| parse_duration(value).ok();
+        let of = |value| parse_timeout(value).ok();
         assert_eq!(of(c"30"), Some(Some(Duration::from_secs(30))));
         assert_eq!(of(c"1.5"), Some(Some(Duration::from_millis(1500))));
         assert_eq!(of(c"500ms"), Some(Some(Duration::from_millis(500))));
+        assert_eq!(of(c"1.5ms"), Some(Some(Duration::from_micros(1500))));
         for none in [c"0", c"0.0", c"0ms"] {
             assert_eq!(of(none), Some(None), "{none:?}");
         }
@@ -257,7 +239,6 @@ mod tests {
             c".5",
             c"1.2.3",
             c"ms",
-            c"1.5ms",
             c"30s",
             c" 1",
             c"1 ",

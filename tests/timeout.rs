@@ -270,7 +270,9 @@ fn a_hold_that_ran_out_of_time_is_answered_x_when_it_is_given_back() {
 
 #[test]
 fn seconds_with_and_without_a_fraction_and_milliseconds_are_accepted() {
-    for (value, millis) in [("1", 1000), ("0.5", 500), ("1.5", 1500), ("500ms", 500)] {
+    for (value, millis) in
+        [("1", 1000), ("0.5", 500), ("1.5", 1500), ("500ms", 500), ("500.5ms", 500)]
+    {
         let parameter = format!("pause-timeout={value}");
         let server = Setup::in_memory().parameters(&[&parameter]).start();
         let mut client = Client::connect(&server);
@@ -318,7 +320,6 @@ fn what_is_no_duration_is_refused_by_name() {
         "inf",
         "nan",
         "never",
-        "1.5ms",
         "ms",
         ".",
         ".5",

@@ -1,8 +1,10 @@
 //! The control protocol as one controller speaks it: bytes to commands, one
 //! reply a command, in order. What a command does is in `core`. A new command
-//! begins here.
+//! begins in `pause_protocol`, which has the bytes, and here.
 
 use std::collections::VecDeque;
+
+use pause_protocol::{command, reply};
 
 /// What a controller asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,10 +40,10 @@ impl Command {
     /// `None` for the white space that `echo` and a person's Enter key add.
     fn from_byte(byte: u8) -> Option<Command> {
         match byte {
-            b'p' => Some(Command::Pause),
-            b'r' => Some(Command::Resume),
-            b'+' => Some(Command::Hold),
-            b'-' => Some(Command::LetGo),
+            command::PAUSE => Some(Command::Pause),
+            command::RESUME => Some(Command::Resume),
+            command::HOLD => Some(Command::Hold),
+            command::LET_GO => Some(Command::LetGo),
             b' ' | b'\t' | b'\n' => None,
             _ => Some(Command::Unknown),
         }
@@ -51,11 +53,11 @@ impl Command {
 impl Reply {
     fn to_byte(self) -> u8 {
         match self {
-            Reply::Paused => b'P',
-            Reply::Resumed => b'R',
-            Reply::Held => b'+',
-            Reply::LetGo => b'-',
-            Reply::No => b'X',
+            Reply::Paused => reply::PAUSED,
+            Reply::Resumed => reply::RESUMED,
+            Reply::Held => reply::HELD,
+            Reply::LetGo => reply::LET_GO,
+            Reply::No => reply::NO,
         }
     }
 }

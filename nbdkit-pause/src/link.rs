@@ -12,13 +12,11 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use pause_protocol::LONGEST_SOCKET_PATH;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use crate::report::Seconds;
-
-/// The longest path that fits into a socket address with its NUL (unix(7)).
-const LONGEST_PATH: usize = 107;
 
 /// See the file's text.
 pub struct Connection(UnixStream);
@@ -60,7 +58,7 @@ impl Connection {
     /// program does.
     pub fn open(socket: &Path) -> Result<Option<Self>, Trouble> {
         let bytes = socket.as_os_str().as_bytes().len();
-        if bytes > LONGEST_PATH {
+        if bytes > LONGEST_SOCKET_PATH {
             return Err(Trouble::TooLong(bytes));
         }
         let address = SocketAddrUnix::new(socket).map_err(|e| Trouble::Other(e.into()))?;
@@ -131,7 +129,7 @@ impl fmt::Display for Trouble {
         match self {
             Trouble::TooLong(bytes) => write!(
                 f,
-                "this path has {bytes} bytes, but the path of a socket can have {LONGEST_PATH} at most: \
+                "this path has {bytes} bytes, but the path of a socket can have {LONGEST_SOCKET_PATH} at most: \
                  change to its folder and give a shorter one"
             ),
             Trouble::Missing => write!(

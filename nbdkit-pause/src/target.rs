@@ -21,6 +21,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use pause_protocol::{command, reply};
+
 use crate::control::{Connection, Trouble};
 
 /// No command: a pause filter answers `X`, and nothing else does. That it
@@ -162,7 +164,7 @@ impl Server {
         if self.stage == Stage::Greeted {
             match self.reply()? {
                 None => {}
-                Some(b'X') => self.stage = Stage::Ready,
+                Some(reply::NO) => self.stage = Stage::Ready,
                 Some(reply) => return Err(Trouble::wrong_reply(reply)),
             }
         }
@@ -172,8 +174,8 @@ impl Server {
     /// Asks it to pause. It has answered the greeting.
     pub fn ask(&mut self, how: How) -> Result<(), Trouble> {
         let (command, stage) = match how {
-            How::Hold => (b'+', Stage::HoldAsked(Instant::now())),
-            How::Plain => (b'p', Stage::PauseAsked(How::Plain)),
+            How::Hold => (command::HOLD, Stage::HoldAsked(Instant::now())),
+            How::Plain => (command::PAUSE, Stage::PauseAsked(How::Plain)),
         };
         // Before it is sent: what fails may have reached the server.
         self.asked = true;
@@ -186,27 +188,29 @@ impl Server {
     pub fn hear(&mut self) -> Result<(), Trouble> {
         while let Some(reply) = self.reply()? {
             match (self.stage, reply) {
-                (Stage::HoldAsked(_), b'+') => self.is_now(Stage::Held),
-                (Stage::HoldAsked(when), b'X') if when.elapsed() > AT_ONCE => {
+                (Stage::HoldAsked(_), reply::HELD) => self.is_now(Stage::Held),
+                (Stage::HoldAsked(when), reply::NO) if when.elapsed() > AT_ONCE => {
                     self.stage = Stage::Ready;
                     return Err(Trouble::Refused);
                 }
-                (Stage::HoldAsked(_), b'X') => {
+                (Stage::HoldAsked(_), reply::NO) => {
                     self.stage = Stage::PauseAsked(How::Hold);
-                    self.send(b'p')?;
+                    self.send(command::PAUSE)?;
                 }
-                (Stage::PauseAsked(_), b'X') => {
+                (Stage::PauseAsked(_), reply::NO) => {
                     self.stage = Stage::Ready;
                     return Err(Trouble::Refused);
                 }
-                (Stage::PauseAsked(How::Plain), b'P') => self.is_now(Stage::Paused(How::Plain)),
-                (Stage::PauseAsked(How::Hold), b'P') => {
-                    self.stage = Stage::HoldTried;
-                    self.send(b'+')?;
+                (Stage::PauseAsked(How::Plain), reply::PAUSED) => {
+                    self.is_now(Stage::Paused(How::Plain))
                 }
-                (Stage::HoldTried, b'X') => self.is_now(Stage::Paused(How::Hold)),
+                (Stage::PauseAsked(How::Hold), reply::PAUSED) => {
+                    self.stage = Stage::HoldTried;
+                    self.send(command::HOLD)?;
+                }
+                (Stage::HoldTried, reply::NO) => self.is_now(Stage::Paused(How::Hold)),
                 // It has holds: the first X was the operator's word.
-                (Stage::HoldTried, b'+') => return Err(Trouble::Refused),
+                (Stage::HoldTried, reply::HELD) => return Err(Trouble::Refused),
                 _ => return Err(Trouble::wrong_reply(reply)),
             }
         }
@@ -237,13 +241,13 @@ impl Server {
         match self.stage {
             Stage::Fresh | Stage::Greeted | Stage::Ready => self.over(Ending::Untouched),
             Stage::HoldAsked(_) => self.over(Ending::Withdrawn),
-            Stage::Held => match self.send(b'-') {
+            Stage::Held => match self.send(command::LET_GO) {
                 Ok(()) => self.goes_on(Stage::HoldReturned),
                 Err(trouble) => self.over(Ending::Lost(trouble)),
             },
             // On the same connection, as long as there is one: a server that
             // serves one controller at a time would not hear another.
-            Stage::Paused(_) => match self.send(b'r') {
+            Stage::Paused(_) => match self.send(command::RESUME) {
                 Ok(()) => self.goes_on(Stage::ResumeAsked { anew: false }),
                 Err(_) => self.begin_anew(),
             },
@@ -260,17 +264,17 @@ impl Server {
         match self.stage {
             Stage::HoldReturned => match self.reply() {
                 Ok(None) => None,
-                Ok(Some(b'-')) => {
+                Ok(Some(reply::LET_GO)) => {
                     let time = self.time_paused().unwrap_or_default();
                     self.over(Ending::Covered(time))
                 }
-                Ok(Some(b'X')) => self.over(Ending::Broken),
+                Ok(Some(reply::NO)) => self.over(Ending::Broken),
                 Ok(Some(reply)) => self.over(Ending::Unproved(Trouble::wrong_reply(reply))),
                 Err(trouble) => self.over(Ending::Lost(trouble)),
             },
             Stage::ResumeDue => match self.connect() {
                 Ok(false) => None,
-                Ok(true) => match self.send(b'r') {
+                Ok(true) => match self.send(command::RESUME) {
                     Ok(()) => self.goes_on(Stage::ResumeAsked { anew: true }),
                     Err(trouble) => self.over(Ending::Unresumed(trouble)),
                 },
@@ -278,7 +282,7 @@ impl Server {
             },
             Stage::ResumeAsked { anew } => match self.reply() {
                 Ok(None) => None,
-                Ok(Some(b'R')) => {
+                Ok(Some(reply::RESUMED)) => {
                     let time = self.time_paused();
                     self.over(Ending::Resumed(time))
                 }

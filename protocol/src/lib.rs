@@ -1,0 +1,38 @@
+//! What the filter and `nbdkit-pause` must agree on: the bytes of the control
+//! protocol, the longest path of its socket, and how a person writes a
+//! duration. What the filter does about a command is in its `control`; which
+//! command the helper sends when is in its `target`.
+
+mod duration;
+
+pub use duration::{DurationError, parse_duration};
+
+/// The longest path of a Unix socket, in bytes: with its NUL it fits into
+/// `sun_path` of sockaddr_un (unix(7)).
+pub const LONGEST_SOCKET_PATH: usize = 107;
+
+/// What a controller asks for.
+pub mod command {
+    /// Pause, until anybody resumes.
+    pub const PAUSE: u8 = b'p';
+    /// Resume, whoever paused.
+    pub const RESUME: u8 = b'r';
+    /// Pause, for as long as this connection wants.
+    pub const HOLD: u8 = b'+';
+    /// This connection wants its hold no longer.
+    pub const LET_GO: u8 = b'-';
+}
+
+/// What a controller is told.
+pub mod reply {
+    /// Paused, and no request is in flight.
+    pub const PAUSED: u8 = b'P';
+    /// Requests flow.
+    pub const RESUMED: u8 = b'R';
+    /// Held, and no request is in flight.
+    pub const HELD: u8 = b'+';
+    /// The hold was in force until now.
+    pub const LET_GO: u8 = b'-';
+    /// No such command, or it did not take effect.
+    pub const NO: u8 = b'X';
+}
