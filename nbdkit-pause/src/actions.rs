@@ -3,17 +3,17 @@
 
 use std::ffi::OsString;
 use std::path::{self, Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{self, Child};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::args::Servers;
+use crate::args::Options;
 use crate::report::Report;
-use crate::server::{How, Server};
 use crate::session::Session;
 use crate::signals::{self, ENDING, Signals};
 use crate::status;
+use crate::target::{How, Target};
 
 /// A server resumes at once, unless it is in trouble.
 const RESUME: Duration = Duration::from_secs(10);
@@ -24,12 +24,12 @@ const RESUME: Duration = Duration::from_secs(10);
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Pauses, runs the command, resumes.
-pub fn run(servers: Servers, command: &[OsString]) -> u8 {
+pub fn run(options: Options, command: &[OsString]) -> u8 {
     let Some((program, arguments)) = command.split_first() else {
         return status::FAILED;
     };
     let name = Path::new(program).display();
-    let (mut session, timeout) = match begin(servers, ENDING, Server::new) {
+    let (mut session, timeout) = match begin(options, ENDING, Target::new) {
         Ok(session) => session,
         Err(status) => return status,
     };
@@ -38,7 +38,7 @@ pub fn run(servers: Servers, command: &[OsString]) -> u8 {
         session.report.say(format_args!("{name} was not run"));
         return status;
     }
-    match Command::new(program).args(arguments).spawn() {
+    match process::Command::new(program).args(arguments).spawn() {
         Ok(child) => accompany(&mut session, name, child),
         Err(e) => {
             session.resume(RESUME);
@@ -113,8 +113,8 @@ fn pass_on(child: &Child, signal: i32) {
 }
 
 /// Pauses all or none.
-pub fn pause(servers: Servers) -> u8 {
-    let (mut session, timeout) = match begin(servers, ENDING, Server::new) {
+pub fn pause(options: Options) -> u8 {
+    let (mut session, timeout) = match begin(options, ENDING, Target::new) {
         Ok(session) => session,
         Err(status) => return status,
     };
@@ -130,9 +130,9 @@ pub fn pause(servers: Servers) -> u8 {
 }
 
 /// Resumes as many as possible.
-pub fn resume(servers: Servers) -> u8 {
+pub fn resume(options: Options) -> u8 {
     // Whoever gives up waiting may: there is nothing to undo.
-    let (mut session, timeout) = match begin(servers, &[], Server::to_resume) {
+    let (mut session, timeout) = match begin(options, &[], Target::to_resume) {
         Ok(session) => session,
         Err(status) => return status,
     };
@@ -143,15 +143,15 @@ pub fn resume(servers: Servers) -> u8 {
 }
 
 fn begin(
-    servers: Servers,
+    options: Options,
     signals: &[i32],
-    server: impl Fn(PathBuf) -> Server,
+    target: impl Fn(PathBuf) -> Target,
 ) -> Result<(Session, Duration), u8> {
     let report = Report::new();
     let signals = Signals::new(signals).map_err(|e| {
         report.say(format_args!("cannot listen to signals: {e}"));
         status::FAILED
     })?;
-    let session = Session::new(report, signals, servers.sockets, server)?;
-    Ok((session, servers.timeout))
+    let session = Session::new(report, signals, options.sockets, target)?;
+    Ok((session, options.timeout))
 }

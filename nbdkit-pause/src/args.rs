@@ -1,5 +1,5 @@
-//! The command line: what is accepted, and what is said of it. What is done
-//! with it is decided elsewhere.
+//! The command line: what the program accepts, and the text of `--help`. What
+//! the program does then is in `actions`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -25,7 +25,7 @@ pub enum Action {
     /// Pause all the servers, run COMMAND, resume all whatever happens
     Run {
         #[command(flatten)]
-        servers: Servers,
+        options: Options,
 
         /// What takes the snapshot; it runs only if all servers are paused
         #[arg(last = true, required = true, value_name = "COMMAND", value_hint = ValueHint::CommandName)]
@@ -34,12 +34,12 @@ pub enum Action {
     /// Pause all the servers, until they are resumed
     Pause {
         #[command(flatten)]
-        servers: Servers,
+        options: Options,
     },
     /// Resume all the servers, whoever paused them
     Resume {
         #[command(flatten)]
-        servers: Servers,
+        options: Options,
     },
     /// Print the completions for a shell
     #[command(hide = true)]
@@ -49,9 +49,9 @@ pub enum Action {
     },
 }
 
-/// Whom to ask, and how patiently.
+/// What `run`, `pause` and `resume` have in common.
 #[derive(Args)]
-pub struct Servers {
+pub struct Options {
     /// How long to wait for the servers: 30, 1.5, 500ms; 0: for ever
     #[arg(long, value_name = "DURATION", default_value = "30", value_parser = parse_duration)]
     pub timeout: Duration,

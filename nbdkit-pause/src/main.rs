@@ -5,23 +5,29 @@
 //! One thread waits for everything at once (poll(2)): servers, signals, the
 //! command. So nothing it waits for can keep it from resuming.
 //!
-//! | room | what lives there |
+//! | module | what lives there |
 //! |---|---|
 //! | [`args`] | the command line |
 //! | [`actions`] | what `run`, `pause` and `resume` do, in which order |
-//! | [`session`] | all servers: ask all, await all, let all go |
-//! | [`server`] | one server: what is in force there, and what undoes it |
-//! | [`control`] | a connection to a control socket, and its troubles |
-//! | [`signals`], [`report`], [`status`] | what comes in, what is said, how it exits |
+//! | [`session`] | all servers of a run: asks all, waits for all, resumes all |
+//! | [`target`] | one of these servers: what is in force there, and what undoes it |
+//! | [`ending`] | how a pause can end, and what to say of it |
+//! | [`link`] | a connection to a control socket |
+//! | [`trouble`] | what can be wrong with one server |
+//! | [`status`] | the exit statuses |
+//! | [`signals`] | the signals that come in |
+//! | [`report`] | the lines that go to standard error |
 
 mod actions;
 mod args;
-mod control;
+mod ending;
+mod link;
 mod report;
-mod server;
 mod session;
 mod signals;
 mod status;
+mod target;
+mod trouble;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -44,9 +50,9 @@ fn main() -> ExitCode {
         }
     };
     ExitCode::from(match cli.action {
-        Action::Run { servers, command } => actions::run(servers, &command),
-        Action::Pause { servers } => actions::pause(servers),
-        Action::Resume { servers } => actions::resume(servers),
+        Action::Run { options, command } => actions::run(options, &command),
+        Action::Pause { options } => actions::pause(options),
+        Action::Resume { options } => actions::resume(options),
         Action::Completions { shell } => completions(shell),
     })
 }

@@ -1,33 +1,34 @@
-//! What the program says: short lines on standard error, each with the time
-//! since the start. What there is to say is known elsewhere.
+//! How the program speaks: lines on standard error, each with the time since the
+//! start. The modules that call it know what to say.
 
 use std::fmt::{self, Display};
 use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Speaks, and knows since when.
+/// Says things, and when after the start it says them.
+#[derive(Clone, Copy)]
 pub struct Report {
     start: Instant,
 }
 
 impl Report {
-    /// The clock starts now.
+    /// Starts the clock.
     pub fn new() -> Self {
         Report { start: Instant::now() }
     }
 
-    /// One line. Nobody may be there to read it (eprintln! would panic then):
-    /// that is no reason to leave a server paused.
-    pub fn say(&self, what: impl Display) {
+    /// Says one line. If nobody is there to read it, this does nothing, while
+    /// eprintln! would panic and leave servers paused.
+    pub fn say(self, what: impl Display) {
         let time = self.start.elapsed().as_secs_f64();
-        // Made first, so that it goes out in one piece.
+        // In one piece, so that no other program writes in the middle of it.
         let line = format!("nbdkit-pause: {time:.3} s: {what}\n");
         let _ = io::stderr().write_all(line.as_bytes());
     }
 }
 
-/// A time as it is said.
+/// A time as the program says it.
 pub struct Seconds(pub Duration);
 
 impl Display for Seconds {
@@ -36,8 +37,8 @@ impl Display for Seconds {
     }
 }
 
-/// What to type to resume the server with this control socket, from whatever
-/// folder.
+/// The command line that resumes the server with this control socket, in
+/// whatever folder a person types it.
 pub fn how_to_resume(socket: &Path) -> String {
     let path = std::path::absolute(socket).unwrap_or_else(|_| socket.to_owned());
     format!("nbdkit-pause resume {}", for_a_shell(&path.display().to_string()))
@@ -63,7 +64,7 @@ mod tests {
             how_to_resume(Path::new("/run/it's here")),
             r"nbdkit-pause resume '/run/it'\''s here'"
         );
-        // From whatever folder.
+        // It works in any folder.
         assert!(how_to_resume(Path::new("a.sock")).contains(" /"));
     }
 }

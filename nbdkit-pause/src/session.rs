@@ -12,19 +12,20 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use crate::control::Trouble;
-use crate::report::{Report, Seconds, how_to_resume};
-use crate::server::{Ending, How, Server};
+use crate::ending::Ending;
+use crate::report::{Report, how_to_resume};
 use crate::signals::{self, Signals};
 use crate::status;
+use crate::target::{How, Target};
+use crate::trouble::Trouble;
 
 /// A server that can't let us in yet is tried again after this time. There is
 /// nothing to poll for.
-const KNOCK: Duration = Duration::from_millis(10);
+const RETRY: Duration = Duration::from_millis(10);
 
 /// See the file's text.
 pub struct Session {
-    servers: Vec<Server>,
+    targets: Vec<Target>,
     /// What came in; `None` is asked for before each wait.
     pub signals: Signals,
     /// What is said.
@@ -41,7 +42,7 @@ impl Session {
         report: Report,
         signals: Signals,
         sockets: Vec<PathBuf>,
-        server: impl Fn(PathBuf) -> Server,
+        target: impl Fn(PathBuf) -> Target,
     ) -> Result<Self, u8> {
         let mut seen = HashMap::new();
         for socket in &sockets {
@@ -58,7 +59,7 @@ impl Session {
                 return Err(status::FAILED);
             }
         }
-        Ok(Session { servers: sockets.into_iter().map(server).collect(), signals, report })
+        Ok(Session { targets: sockets.into_iter().map(target).collect(), signals, report })
     }
 
     /// Returns when all servers are paused.
@@ -68,21 +69,21 @@ impl Session {
     /// comes. What was asked for is to be let go then.
     pub fn pause(&mut self, how: How, timeout: Duration) -> Result<(), u8> {
         let limit = Limit::new(timeout);
-        self.until_all(limit, |server, _| server.greet())?;
+        self.until_all(limit, |target, _| target.greet())?;
         // All, before the first is waited for.
-        for server in &mut self.servers {
-            if let Err(trouble) = server.ask(how) {
-                self.report.say(format_args!("{server}: {trouble}"));
+        for target in &mut self.targets {
+            if let Err(trouble) = target.ask_to_pause(how) {
+                self.report.say(format_args!("{target}: {trouble}"));
                 return Err(status::FAILED);
             }
         }
-        self.until_all(limit, |server, report| {
-            let before = server.is_paused();
-            server.hear()?;
-            if server.is_paused() && !before {
-                say_paused(report, server);
+        self.until_all(limit, |target, report| {
+            let before = target.is_paused();
+            target.go_on_pausing()?;
+            if target.is_paused() && !before {
+                say_paused(report, target);
             }
-            Ok(server.is_paused())
+            Ok(target.is_paused())
         })
     }
 
@@ -90,21 +91,21 @@ impl Session {
     fn until_all(
         &mut self,
         limit: Limit,
-        step: impl Fn(&mut Server, &Report) -> Result<bool, Trouble>,
+        step: impl Fn(&mut Target, &Report) -> Result<bool, Trouble>,
     ) -> Result<(), u8> {
         loop {
             let (mut all, mut failed) = (true, false);
             let mut waiting = Vec::new();
-            for server in &mut self.servers {
-                match step(server, &self.report) {
+            for target in &mut self.targets {
+                match step(target, &self.report) {
                     Ok(true) => {}
                     Ok(false) => {
                         all = false;
-                        waiting.push(format!("{server}: {}", server.overdue(limit.time)));
+                        waiting.push(format!("{target}: {}", target.overdue(limit.time)));
                     }
                     Err(trouble) => {
                         failed = true;
-                        self.report.say(format_args!("{server}: {trouble}"));
+                        self.report.say(format_args!("{target}: {trouble}"));
                     }
                 }
             }
@@ -132,9 +133,9 @@ impl Session {
     /// any more.
     pub fn watch(&mut self) -> bool {
         let mut good = true;
-        for server in &mut self.servers {
-            if let Some(ending) = server.watch() {
-                good &= say(&self.report, server, &ending);
+        for target in &mut self.targets {
+            if let Some(ending) = target.watch() {
+                good &= note(&self.report, target, &ending);
             }
         }
         good
@@ -146,24 +147,24 @@ impl Session {
     pub fn resume(&mut self, timeout: Duration) -> bool {
         let limit = Limit::new(timeout);
         // All, before anything is said: whoever reads that may be slow.
-        let let_go: Vec<_> = self.servers.iter_mut().map(Server::let_go).collect();
+        let undone: Vec<_> = self.targets.iter_mut().map(Target::undo).collect();
         let mut good = true;
-        for (server, ending) in self.servers.iter().zip(let_go) {
+        for (target, ending) in self.targets.iter().zip(undone) {
             if let Some(ending) = ending {
-                good &= say(&self.report, server, &ending);
+                good &= note(&self.report, target, &ending);
             }
         }
         loop {
-            for server in &mut self.servers {
-                let ending = match server.finish() {
-                    None if limit.is_over() => server.give_up(limit.time),
+            for target in &mut self.targets {
+                let ending = match target.finish() {
+                    None if limit.is_over() => target.give_up(limit.time),
                     ending => ending,
                 };
                 if let Some(ending) = ending {
-                    good &= say(&self.report, server, &ending);
+                    good &= note(&self.report, target, &ending);
                 }
             }
-            if self.servers.iter().all(Server::is_over) {
+            if self.targets.iter().all(Target::is_over) {
                 return good;
             }
             // Whatever it asks for, this comes first, and is soon over.
@@ -176,76 +177,43 @@ impl Session {
 
     /// Waits until there is something to look after, or `limit` has passed.
     pub fn wait(&self, limit: Option<Duration>) {
-        let limit = if self.servers.iter().any(Server::is_knocking) {
-            Some(limit.map_or(KNOCK, |limit| limit.min(KNOCK)))
+        let limit = if self.targets.iter().any(Target::is_connecting) {
+            Some(limit.map_or(RETRY, |limit| limit.min(RETRY)))
         } else {
             limit
         };
         let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
         fds.extend(
-            self.servers
+            self.targets
                 .iter()
-                .filter_map(Server::connection)
-                .map(|connection| PollFd::new(connection, PollFlags::IN)),
+                .filter_map(Target::link)
+                .map(|link| PollFd::new(link, PollFlags::IN)),
         );
         let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
         match poll(&mut fds, limit.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             // Out of memory, say. What there is to do is tried all the same.
-            Err(_) => thread::sleep(KNOCK),
+            Err(_) => thread::sleep(RETRY),
         }
     }
 }
 
-fn say_paused(report: &Report, server: &Server) {
-    if !server.lacks_holds() {
-        report.say(format_args!("{server}: paused"));
+fn say_paused(report: &Report, target: &Target) {
+    if !target.lacks_holds() {
+        report.say(format_args!("{target}: paused"));
         return;
     }
-    report.say(format_args!("{server}: paused by p and r, as this server has no holds"));
+    report.say(format_args!("{target}: paused by p and r, as this server has no holds"));
     report.say(format_args!(
-        "{server}: a resume by somebody else goes unnoticed; if I am killed, type: {}",
-        how_to_resume(server.socket())
+        "{target}: a resume by somebody else goes unnoticed; if I am killed, type: {}",
+        how_to_resume(target.socket())
     ));
 }
 
-/// Says how it ended with `server`; false if that was not well.
-fn say(report: &Report, server: &Server, ending: &Ending) -> bool {
-    match ending {
-        Ending::Untouched => {}
-        Ending::Withdrawn => report.say(format_args!("{server}: not asked to pause any more")),
-        Ending::Covered(time) => report.say(format_args!(
-            "{server}: resumed after a pause of {} without a break",
-            Seconds(*time)
-        )),
-        Ending::Resumed(None) => report.say(format_args!("{server}: resumed")),
-        Ending::Resumed(Some(time)) => {
-            report.say(format_args!("{server}: resumed after a pause of {}", Seconds(*time)))
-        }
-        Ending::Broken => report.say(format_args!(
-            "{server}: THE PAUSE HAD A BREAK: somebody resumed, or its time ran out; nbdkit's \
-             log says which"
-        )),
-        Ending::Lost(trouble) => {
-            report.say(format_args!("{server}: THE PAUSE IS OVER TOO EARLY: {trouble}"))
-        }
-        Ending::Unproved(trouble) => report.say(format_args!(
-            "{server}: IT MAY STILL BE PAUSED: {trouble}. It resumes by itself as soon as it \
-             notices that I am gone; if it does not, type: {}",
-            how_to_resume(server.socket())
-        )),
-        Ending::Unresumed(trouble) if !server.was_asked() => {
-            report.say(format_args!("{server}: not resumed: {trouble}"));
-        }
-        Ending::Unresumed(trouble) => report.say(format_args!(
-            "{server}: IT MAY STILL BE PAUSED: {trouble}. To resume it, type: {}",
-            how_to_resume(server.socket())
-        )),
-    }
-    matches!(
-        ending,
-        Ending::Untouched | Ending::Withdrawn | Ending::Covered(_) | Ending::Resumed(_)
-    )
+/// Says how it ended with `target`; false if that was not well.
+fn note(report: &Report, target: &Target, ending: &Ending) -> bool {
+    ending.say(*report, target);
+    ending.is_good()
 }
 
 /// Until when to wait.

@@ -1,21 +1,21 @@
-//! One server, from the request to pause it to its being resumed: what is in
-//! force there at each moment, and so what it takes to undo it. Never waits.
-//! Who else is paused, and what for, is decided elsewhere.
+//! One server that this run pauses or resumes, through its control socket: what
+//! is in force there at each moment, and so what it takes to undo it. Nothing
+//! here waits. What several servers need together is in `session`.
 //!
-//! A *hold* (`+`, given back with `-`) is what a server is asked for: it ends
-//! with this program, however that ends, and its end tells whether the pause
-//! had a break. A server that has none, like the filter that nbdkit ships,
-//! answers `X` to `+`, and is paused with `p`. But so does a server that has
-//! holds when the pause did not take effect: somebody resumed while it
-//! drained, its time ran out, a flush failed. Then `p` in its place would set
-//! itself over the operator's `r`, and stay in force if this program is
-//! killed. What tells the two apart:
+//! We ask a server for a *hold* (`+`, given back with `-`): it ends with this
+//! program, however that ends, and the reply to `-` tells whether the pause had a
+//! break. A server without holds, such as one with the filter that nbdkit ships,
+//! answers `X` to `+`, and we pause it with `p`. But a server with holds answers
+//! `X`, too, if the pause did not take effect: somebody resumed while it drained,
+//! its time ran out, a flush failed. To send `p` then would override the
+//! operator's `r`, and that pause would stay in force if this program is killed.
+//! Two things tell the one server from the other:
 //!
 //! - An `X` that takes its time comes from a drain: a server without holds
-//!   answers at once. (That it is served at all is known by then, since it has
-//!   answered the greeting.)
-//! - After a quick `X` comes `p`, and after the `P` another `+`. The server is
-//!   idle then, and one that has holds grants it: `X` means that it has none.
+//!   answers at once. (It does serve us by then, since it has answered the
+//!   greeting.)
+//! - After a quick `X` we send `p`, and after the `P` another `+`. The server is
+//!   idle then, and grants the hold if it has holds: `X` means that it has none.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -23,35 +23,37 @@ use std::time::{Duration, Instant};
 
 use pause_protocol::{command, reply};
 
-use crate::control::{Connection, Trouble};
+use crate::ending::Ending;
+use crate::link::Link;
+use crate::trouble::Trouble;
 
-/// No command: a pause filter answers `X`, and nothing else does. That it
-/// answers is good to know before any server is paused.
+/// A byte that is no command. Only a pause filter answers it with `X`, so its
+/// reply shows, before we pause any server, that this one is served.
 const GREETING: u8 = b'?';
 
-/// A server without holds has answered `+` by then.
+/// A server without holds answers `+` within this time.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
-/// See the file's text.
-pub struct Server {
+/// One server, and how far we are with it.
+pub struct Target {
     socket: PathBuf,
     stage: Stage,
-    connection: Option<Connection>,
-    /// It was asked to pause by us.
+    link: Option<Link>,
+    /// We have asked the server to pause.
     asked: bool,
     paused: Option<Instant>,
 }
 
-/// How a server is to be paused.
+/// How to pause a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {
-    /// With a hold if it has them, and otherwise with `p`.
+    /// With a hold if the server has holds, and otherwise with `p`.
     Hold,
     /// With `p`.
     Plain,
 }
 
-/// What was sent last, and what is in force at the server:
+/// What we have sent last, and what is in force at the server:
 ///
 /// | stage | sent, not answered | in force |
 /// |---|---|---|
@@ -79,83 +81,62 @@ enum Stage {
     Paused(How),
     HoldReturned,
     ResumeDue,
-    /// On a connection made for that.
     ResumeAsked {
+        /// On a connection made for that.
         anew: bool,
     },
     Over,
 }
 
-/// How it ended.
-#[derive(Debug)]
-pub enum Ending {
-    /// Nothing had been asked for.
-    Untouched,
-    /// The request for a hold ended with its connection.
-    Withdrawn,
-    /// The hold was in force without a break for so long.
-    Covered(Duration),
-    /// `r` was answered, so long after the pause.
-    Resumed(Option<Duration>),
-    /// The hold had a break: `-` was refused.
-    Broken,
-    /// The hold ended with its connection, which the server closed or which
-    /// makes no sense any more.
-    Lost(Trouble),
-    /// There is no telling: no good answer to `-`. The connection is closed,
-    /// which ends the hold.
-    Unproved(Trouble),
-    /// There is no telling: no good answer to `r`.
-    Unresumed(Trouble),
-}
-
-impl Server {
-    /// Neither connected nor asked for anything.
+impl Target {
+    /// A server to pause. This does not connect to it yet.
     pub fn new(socket: PathBuf) -> Self {
-        Server { socket, stage: Stage::Fresh, connection: None, asked: false, paused: None }
+        Target { socket, stage: Stage::Fresh, link: None, asked: false, paused: None }
     }
 
-    /// One that is to be resumed, whoever paused it.
+    /// A server to resume, whoever paused it. This does not connect to it yet.
     pub fn to_resume(socket: PathBuf) -> Self {
-        Server { stage: Stage::ResumeDue, ..Server::new(socket) }
+        Target { stage: Stage::ResumeDue, ..Target::new(socket) }
     }
 
-    /// The path of its control socket.
+    /// The path of the control socket.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// The connection to it, to be polled for what it sends.
-    pub fn connection(&self) -> Option<&Connection> {
-        self.connection.as_ref()
+    /// The connection to poll for what the server sends.
+    pub fn link(&self) -> Option<&Link> {
+        self.link.as_ref()
     }
 
-    /// Whether it has to be looked at without being polled.
-    pub fn is_knocking(&self) -> bool {
-        self.connection.is_none() && matches!(self.stage, Stage::Fresh | Stage::ResumeDue)
+    /// Whether to try again to connect: no descriptor tells when there is room in
+    /// the server's backlog.
+    pub fn is_connecting(&self) -> bool {
+        self.link.is_none() && matches!(self.stage, Stage::Fresh | Stage::ResumeDue)
     }
 
-    /// Whether it is paused, as far as is known.
+    /// Whether the server is paused, as far as we know.
     pub fn is_paused(&self) -> bool {
         matches!(self.stage, Stage::Held | Stage::Paused(_))
     }
 
-    /// Whether it is paused without the hold that was wanted.
+    /// Whether the server is paused without the hold that we wanted.
     pub fn lacks_holds(&self) -> bool {
         self.stage == Stage::Paused(How::Hold)
     }
 
-    /// Whether we have asked it to pause.
+    /// Whether we have asked the server to pause.
     pub fn was_asked(&self) -> bool {
         self.asked
     }
 
-    /// Whether it needs nothing more.
+    /// Whether nothing is left to do for this server.
     pub fn is_over(&self) -> bool {
         self.stage == Stage::Over
     }
 
-    /// Makes its acquaintance; false as long as it has not answered.
+    /// Connects, and checks that a pause filter answers. Returns false as long as
+    /// it has not.
     pub fn greet(&mut self) -> Result<bool, Trouble> {
         if self.stage == Stage::Fresh && self.connect()? {
             self.stage = Stage::Greeted;
@@ -171,24 +152,24 @@ impl Server {
         Ok(self.stage == Stage::Ready)
     }
 
-    /// Asks it to pause. It has answered the greeting.
-    pub fn ask(&mut self, how: How) -> Result<(), Trouble> {
+    /// Asks the server to pause. `greet` has returned true before.
+    pub fn ask_to_pause(&mut self, how: How) -> Result<(), Trouble> {
         let (command, stage) = match how {
             How::Hold => (command::HOLD, Stage::HoldAsked(Instant::now())),
             How::Plain => (command::PAUSE, Stage::PauseAsked(How::Plain)),
         };
-        // Before it is sent: what fails may have reached the server.
+        // First, since a command may reach the server even if sending it fails.
         self.asked = true;
         self.stage = stage;
         self.send(command)
     }
 
-    /// Takes what it has answered. When this fails, the stage still says what
-    /// there may be to undo.
-    pub fn hear(&mut self) -> Result<(), Trouble> {
+    /// Takes the replies that have come since `ask_to_pause`, and sends what has to
+    /// follow. If this fails, the stage still says what there may be to undo.
+    pub fn go_on_pausing(&mut self) -> Result<(), Trouble> {
         while let Some(reply) = self.reply()? {
             match (self.stage, reply) {
-                (Stage::HoldAsked(_), reply::HELD) => self.is_now(Stage::Held),
+                (Stage::HoldAsked(_), reply::HELD) => self.enter_pause(Stage::Held),
                 (Stage::HoldAsked(when), reply::NO) if when.elapsed() > AT_ONCE => {
                     self.stage = Stage::Ready;
                     return Err(Trouble::Refused);
@@ -202,14 +183,14 @@ impl Server {
                     return Err(Trouble::Refused);
                 }
                 (Stage::PauseAsked(How::Plain), reply::PAUSED) => {
-                    self.is_now(Stage::Paused(How::Plain))
+                    self.enter_pause(Stage::Paused(How::Plain))
                 }
                 (Stage::PauseAsked(How::Hold), reply::PAUSED) => {
                     self.stage = Stage::HoldTried;
                     self.send(command::HOLD)?;
                 }
-                (Stage::HoldTried, reply::NO) => self.is_now(Stage::Paused(How::Hold)),
-                // It has holds: the first X was the operator's word.
+                (Stage::HoldTried, reply::NO) => self.enter_pause(Stage::Paused(How::Hold)),
+                // It has holds, so its first X meant that the pause had ended.
                 (Stage::HoldTried, reply::HELD) => return Err(Trouble::Refused),
                 _ => return Err(Trouble::wrong_reply(reply)),
             }
@@ -217,11 +198,11 @@ impl Server {
         Ok(())
     }
 
-    /// Looks after it while the command runs. It says nothing of its own
-    /// accord, so there is only the end of the connection to hear of; with it
-    /// ends a hold, but not a pause.
+    /// Looks whether the pause has ended while the command runs. A server sends
+    /// nothing unasked, so all that can come is the end of the connection: it ends
+    /// a hold, but not a pause.
     pub fn watch(&mut self) -> Option<Ending> {
-        if !self.is_paused() || self.connection.is_none() {
+        if !self.is_paused() || self.link.is_none() {
             return None;
         }
         let trouble = match self.reply() {
@@ -229,83 +210,79 @@ impl Server {
             Ok(Some(reply)) => Trouble::wrong_reply(reply),
             Err(trouble) => trouble,
         };
-        self.connection = None;
+        self.link = None;
         match self.stage {
-            Stage::Held => self.over(Ending::Lost(trouble)),
+            Stage::Held => self.end(Ending::Lost(trouble)),
             _ => None,
         }
     }
 
-    /// Undoes what may be in force, or begins to; `finish` tells how that went.
-    pub fn let_go(&mut self) -> Option<Ending> {
+    /// Undoes what may be in force, or begins to: then `finish` returns how that
+    /// went.
+    pub fn undo(&mut self) -> Option<Ending> {
         match self.stage {
-            Stage::Fresh | Stage::Greeted | Stage::Ready => self.over(Ending::Untouched),
-            Stage::HoldAsked(_) => self.over(Ending::Withdrawn),
+            Stage::Fresh | Stage::Greeted | Stage::Ready => self.end(Ending::Untouched),
+            Stage::HoldAsked(_) => self.end(Ending::Withdrawn),
             Stage::Held => match self.send(command::LET_GO) {
-                Ok(()) => self.goes_on(Stage::HoldReturned),
-                Err(trouble) => self.over(Ending::Lost(trouble)),
+                Ok(()) => self.enter(Stage::HoldReturned),
+                Err(trouble) => self.end(Ending::Lost(trouble)),
             },
             // On the same connection, as long as there is one: a server that
-            // serves one controller at a time would not hear another.
+            // serves one controller at a time would not serve another connection.
             Stage::Paused(_) => match self.send(command::RESUME) {
-                Ok(()) => self.goes_on(Stage::ResumeAsked { anew: false }),
-                Err(_) => self.begin_anew(),
+                Ok(()) => self.enter(Stage::ResumeAsked { anew: false }),
+                Err(_) => self.resume_anew(),
             },
-            // The reply to the command before is not here yet, and a server
-            // does not look at the next one until it has sent it. On another
-            // connection `r` ends a pause that still drains, too.
-            Stage::PauseAsked(_) | Stage::HoldTried => self.begin_anew(),
+            // On this connection the server would look at `r` only after its reply
+            // to the command before. On another one `r` ends even a drain.
+            Stage::PauseAsked(_) | Stage::HoldTried => self.resume_anew(),
             _ => None,
         }
     }
 
-    /// How it ended, once that is known.
+    /// Goes on undoing. Returns how the pause has ended, once that is known.
     pub fn finish(&mut self) -> Option<Ending> {
         match self.stage {
             Stage::HoldReturned => match self.reply() {
                 Ok(None) => None,
                 Ok(Some(reply::LET_GO)) => {
-                    let time = self.time_paused().unwrap_or_default();
-                    self.over(Ending::Covered(time))
+                    self.end(Ending::Covered(self.time_paused().unwrap_or_default()))
                 }
-                Ok(Some(reply::NO)) => self.over(Ending::Broken),
-                Ok(Some(reply)) => self.over(Ending::Unproved(Trouble::wrong_reply(reply))),
-                Err(trouble) => self.over(Ending::Lost(trouble)),
+                Ok(Some(reply::NO)) => self.end(Ending::Broken),
+                Ok(Some(reply)) => self.end(Ending::Unproved(Trouble::wrong_reply(reply))),
+                Err(trouble) => self.end(Ending::Lost(trouble)),
             },
             Stage::ResumeDue => match self.connect() {
                 Ok(false) => None,
                 Ok(true) => match self.send(command::RESUME) {
-                    Ok(()) => self.goes_on(Stage::ResumeAsked { anew: true }),
-                    Err(trouble) => self.over(Ending::Unresumed(trouble)),
+                    Ok(()) => self.enter(Stage::ResumeAsked { anew: true }),
+                    Err(trouble) => self.end(Ending::Unresumed(trouble)),
                 },
-                Err(trouble) => self.over(Ending::Unresumed(trouble)),
+                Err(trouble) => self.end(Ending::Unresumed(trouble)),
             },
             Stage::ResumeAsked { anew } => match self.reply() {
                 Ok(None) => None,
-                Ok(Some(reply::RESUMED)) => {
-                    let time = self.time_paused();
-                    self.over(Ending::Resumed(time))
-                }
-                Ok(Some(reply)) => self.over(Ending::Unresumed(Trouble::wrong_reply(reply))),
+                Ok(Some(reply::RESUMED)) => self.end(Ending::Resumed(self.time_paused())),
+                Ok(Some(reply)) => self.end(Ending::Unresumed(Trouble::wrong_reply(reply))),
                 // A server may close an idle connection to make room.
-                Err(_) if !anew => self.begin_anew(),
-                Err(trouble) => self.over(Ending::Unresumed(trouble)),
+                Err(_) if !anew => self.resume_anew(),
+                Err(trouble) => self.end(Ending::Unresumed(trouble)),
             },
             _ => None,
         }
     }
 
-    /// Waits no longer for the end, which took longer than `limit`.
+    /// Stops waiting for a reply that has not come within `limit`.
     pub fn give_up(&mut self, limit: Duration) -> Option<Ending> {
         let trouble = self.overdue(limit);
         match self.stage {
             Stage::Over => None,
-            Stage::HoldReturned => self.over(Ending::Unproved(trouble)),
-            _ => self.over(Ending::Unresumed(trouble)),
+            Stage::HoldReturned => self.end(Ending::Unproved(trouble)),
+            _ => self.end(Ending::Unresumed(trouble)),
         }
     }
 
-    /// What it means that it has not answered for so long.
+    /// What is wrong if the server has not answered for so long.
     pub fn overdue(&self, time: Duration) -> Trouble {
         match self.stage {
             Stage::HoldAsked(_) | Stage::PauseAsked(_) => Trouble::Draining(time),
@@ -313,29 +290,29 @@ impl Server {
         }
     }
 
-    /// Connects; false if that has to be tried again.
+    /// Connects. Returns false if that has to be tried again.
     fn connect(&mut self) -> Result<bool, Trouble> {
-        if self.connection.is_none() {
-            self.connection = Connection::open(&self.socket)?;
+        if self.link.is_none() {
+            self.link = Link::open(&self.socket)?;
         }
-        Ok(self.connection.is_some())
+        Ok(self.link.is_some())
     }
 
     fn send(&mut self, command: u8) -> Result<(), Trouble> {
-        match &mut self.connection {
-            Some(connection) => connection.send(command),
+        match &mut self.link {
+            Some(link) => link.send(command),
             None => Err(Trouble::Closed),
         }
     }
 
     fn reply(&mut self) -> Result<Option<u8>, Trouble> {
-        match &mut self.connection {
-            Some(connection) => connection.reply(),
+        match &mut self.link {
+            Some(link) => link.reply(),
             None => Err(Trouble::Closed),
         }
     }
 
-    fn is_now(&mut self, stage: Stage) {
+    fn enter_pause(&mut self, stage: Stage) {
         self.stage = stage;
         self.paused = Some(Instant::now());
     }
@@ -344,25 +321,26 @@ impl Server {
         self.paused.map(|since| since.elapsed())
     }
 
-    fn begin_anew(&mut self) -> Option<Ending> {
-        self.connection = None;
+    /// Resumes on a new connection.
+    fn resume_anew(&mut self) -> Option<Ending> {
+        self.link = None;
         self.stage = Stage::ResumeDue;
         self.finish()
     }
 
-    fn goes_on(&mut self, stage: Stage) -> Option<Ending> {
+    fn enter(&mut self, stage: Stage) -> Option<Ending> {
         self.stage = stage;
         None
     }
 
-    fn over(&mut self, ending: Ending) -> Option<Ending> {
-        self.connection = None;
+    fn end(&mut self, ending: Ending) -> Option<Ending> {
+        self.link = None;
         self.stage = Stage::Over;
         Some(ending)
     }
 }
 
-impl fmt::Display for Server {
+impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.socket.display())
     }

@@ -1,0 +1,77 @@
+//! How a pause can end at one server, and what to say of it. What ends it is in
+//! `target`.
+
+use std::time::Duration;
+
+use crate::report::{Report, Seconds, how_to_resume};
+use crate::target::Target;
+use crate::trouble::Trouble;
+
+/// How a pause has ended at one server.
+#[derive(Debug)]
+pub enum Ending {
+    /// Nothing had been asked for.
+    Untouched,
+    /// The request for a hold ended with its connection.
+    Withdrawn,
+    /// The hold was in force without a break for so long.
+    Covered(Duration),
+    /// `r` was answered, so long after the pause if it was ours.
+    Resumed(Option<Duration>),
+    /// The hold had a break: `-` was refused.
+    Broken,
+    /// The hold has ended early, with its connection: the server has closed it, or
+    /// we have, because of a reply that makes no sense.
+    Lost(Trouble),
+    /// Unknown, as there was no good answer to `-`. We have closed the connection,
+    /// which ends the hold.
+    Unproved(Trouble),
+    /// Unknown, as there was no good answer to `r`.
+    Unresumed(Trouble),
+}
+
+impl Ending {
+    /// Whether the server runs again, and its pause has had no break as far as
+    /// anybody can know.
+    pub fn is_good(&self) -> bool {
+        matches!(
+            self,
+            Ending::Untouched | Ending::Withdrawn | Ending::Covered(_) | Ending::Resumed(_)
+        )
+    }
+
+    /// Says how it ended with `target`.
+    pub fn say(&self, report: Report, target: &Target) {
+        match self {
+            Ending::Untouched => {}
+            Ending::Withdrawn => report.say(format_args!("{target}: not asked to pause any more")),
+            Ending::Covered(time) => report.say(format_args!(
+                "{target}: resumed after a pause of {} without a break",
+                Seconds(*time)
+            )),
+            Ending::Resumed(None) => report.say(format_args!("{target}: resumed")),
+            Ending::Resumed(Some(time)) => {
+                report.say(format_args!("{target}: resumed after a pause of {}", Seconds(*time)))
+            }
+            Ending::Broken => report.say(format_args!(
+                "{target}: THE PAUSE HAD A BREAK: somebody resumed, or its time ran out; nbdkit's \
+                 log says which"
+            )),
+            Ending::Lost(trouble) => {
+                report.say(format_args!("{target}: THE PAUSE IS OVER TOO EARLY: {trouble}"))
+            }
+            Ending::Unproved(trouble) => report.say(format_args!(
+                "{target}: IT MAY STILL BE PAUSED: {trouble}. It resumes by itself as soon as it \
+                 notices that I am gone; if it does not, type: {}",
+                how_to_resume(target.socket())
+            )),
+            Ending::Unresumed(trouble) if !target.was_asked() => {
+                report.say(format_args!("{target}: not resumed: {trouble}"));
+            }
+            Ending::Unresumed(trouble) => report.say(format_args!(
+                "{target}: IT MAY STILL BE PAUSED: {trouble}. To resume it, type: {}",
+                how_to_resume(target.socket())
+            )),
+        }
+    }
+}
