@@ -1,81 +1,82 @@
-//! What the program does: `run`, `pause` and `resume`. Each returns the exit
-//! status.
+//! What `run`, `pause` and `resume` do, in which order. How to pause and resume
+//! many servers at once is in `session`.
 
 use std::ffi::OsString;
-use std::path::{self, Path, PathBuf};
-use std::process::{self, Child};
+use std::path::{Path, PathBuf};
+use std::process::{self, Child, ExitStatus};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::args::Options;
+use crate::error::{Error, PauseError};
 use crate::report::Report;
 use crate::session::Session;
 use crate::signals::{self, ENDING, Signals};
-use crate::status;
 use crate::target::{How, Target};
 
-/// A server resumes at once, unless it is in trouble.
+/// The servers have this long to resume. A server resumes at once, unless it is
+/// in trouble.
 const RESUME: Duration = Duration::from_secs(10);
 
 /// A command that was told to end has this long to clean up while the servers
-/// are still paused. It may never end: think of one that hangs in a read from
-/// a disk that is paused.
+/// are still paused. It may never end: it may hang in a read from a disk that
+/// is paused.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Pauses, runs the command, resumes.
-pub fn run(options: Options, command: &[OsString]) -> u8 {
-    let Some((program, arguments)) = command.split_first() else {
-        return status::FAILED;
-    };
-    let name = Path::new(program).display();
-    let (mut session, timeout) = match begin(options, ENDING, Target::new) {
-        Ok(session) => session,
-        Err(status) => return status,
-    };
-    if let Err(status) = session.pause(How::Hold, timeout) {
+/// Pauses the servers, runs the command, resumes the servers. Returns how the
+/// command has ended.
+pub fn run(report: Report, options: Options, command: &[OsString]) -> Result<ExitStatus, Error> {
+    let (program, arguments) = command.split_first().ok_or(Error::NoCommand)?;
+    let program = Path::new(program);
+    let timeout = options.timeout;
+    let mut session = begin(report, options, ENDING, Target::new)?;
+    if let Err(e) = session.pause(How::Hold, timeout) {
+        say_why(report, &e);
         session.resume(RESUME);
-        session.report.say(format_args!("{name} was not run"));
-        return status;
+        report.say(format_args!("{} was not run", program.display()));
+        return Err(e.into());
     }
     match process::Command::new(program).args(arguments).spawn() {
-        Ok(child) => accompany(&mut session, name, child),
+        Ok(child) => accompany(&mut session, program, child),
         Err(e) => {
             session.resume(RESUME);
-            session.report.say(format_args!("{name} was not run: {e}"));
-            status::unstarted(&e)
+            Err(Error::NotStarted(program.to_owned(), e))
         }
     }
 }
 
-/// From the start of the command to its end, and beyond.
-fn accompany(session: &mut Session, program: path::Display<'_>, mut child: Child) -> u8 {
-    session.report.say(format_args!("{program} runs"));
+/// Watches over the servers from the start of the command to its end, and
+/// resumes them.
+fn accompany(session: &mut Session, program: &Path, mut child: Child) -> Result<ExitStatus, Error> {
+    let report = session.report;
+    let name = program.display();
+    report.say(format_args!("{name} runs"));
     let mut good = true;
-    // Once it was told to end, the servers are resumed by then.
+    // When to resume the servers even if the command, told to end, has not.
     let mut resume_at: Option<Instant> = None;
     let mut resumed = false;
     let ended = loop {
         while let Some(signal) = session.signals.next() {
             pass_on(&child, signal);
             let now = Instant::now();
-            session.report.say(format_args!("{} is passed on to {program}", signals::name(signal)));
-            // Who insists wants no grace.
+            report.say(format_args!("{} is passed on to {name}", signals::name(signal)));
+            // A second signal cuts the time to clean up short.
             resume_at = match resume_at {
                 None => now.checked_add(GRACE),
                 Some(_) => Some(now),
             };
         }
-        // After the signals, whose last one may be the news of its end. Only here
-        // is it waited for, so until then its id is its own.
+        // After the signals, since the last of them may be the news of its end.
+        // Until this call reaps it, its process id can't become another's.
         match child.try_wait() {
             Ok(None) => {}
             Ok(Some(ended)) => break Ok(ended),
-            Err(e) => break Err(e),
+            Err(e) => break Err(Error::EndMissed(program.to_owned(), e)),
         }
         good &= session.watch();
         if !resumed && resume_at.is_some_and(|then| then <= Instant::now()) {
-            session.report.say(format_args!("{program} has not ended: resuming all the same"));
+            report.say(format_args!("{name} has not ended: resuming all the same"));
             session.resume(RESUME);
             (resumed, good) = (true, false);
             continue;
@@ -86,72 +87,63 @@ fn accompany(session: &mut Session, program: path::Display<'_>, mut child: Child
     if !resumed {
         good &= session.resume(RESUME);
     }
-    let status = match ended {
-        Ok(ended) => {
-            session.report.say(format_args!("{program} has ended: {ended}"));
-            status::ended(ended)
-        }
-        Err(e) => {
-            session.report.say(format_args!("{program}: its end was missed: {e}"));
-            status::FAILED
-        }
-    };
-    if good {
-        return status;
+    if let Ok(ended) = &ended {
+        report.say(format_args!("{name} has ended: {ended}"));
     }
-    session
-        .report
-        .say("DO NOT USE THE SNAPSHOT: it is not known to lie within a pause of all the servers");
-    status::TORN
+    if good {
+        return ended;
+    }
+    if let Err(e) = ended {
+        report.say(e);
+    }
+    Err(Error::Torn)
 }
 
 fn pass_on(child: &Child, signal: i32) {
     if let Some(signal) = Signal::from_named_raw(signal) {
-        // It may be ending right now.
+        // This fails if the command is ending right now.
         let _ = kill_process(Pid::from_child(child), signal);
     }
 }
 
-/// Pauses all or none.
-pub fn pause(options: Options) -> u8 {
-    let (mut session, timeout) = match begin(options, ENDING, Target::new) {
-        Ok(session) => session,
-        Err(status) => return status,
-    };
-    match session.pause(How::Plain, timeout) {
-        Ok(()) => 0,
-        Err(status) => {
-            if session.resume(RESUME) {
-                session.report.say("no server was paused");
-            }
-            status
+/// Pauses all servers, or none.
+pub fn pause(report: Report, options: Options) -> Result<(), Error> {
+    let timeout = options.timeout;
+    let mut session = begin(report, options, ENDING, Target::new)?;
+    session.pause(How::Plain, timeout).map_err(|e| {
+        say_why(report, &e);
+        if session.resume(RESUME) {
+            report.say("no server was paused");
         }
-    }
+        e.into()
+    })
 }
 
-/// Resumes as many as possible.
-pub fn resume(options: Options) -> u8 {
-    // Whoever gives up waiting may: there is nothing to undo.
-    let (mut session, timeout) = match begin(options, &[], Target::to_resume) {
-        Ok(session) => session,
-        Err(status) => return status,
-    };
+/// Resumes as many servers as possible.
+pub fn resume(report: Report, options: Options) -> Result<(), Error> {
+    let timeout = options.timeout;
+    // Signals may end the program: there is nothing to undo.
+    let mut session = begin(report, options, &[], Target::to_resume)?;
     match session.resume(timeout) {
-        true => 0,
-        false => status::FAILED,
+        true => Ok(()),
+        false => Err(Error::NotResumed),
     }
 }
 
 fn begin(
+    report: Report,
     options: Options,
     signals: &[i32],
     target: impl Fn(PathBuf) -> Target,
-) -> Result<(Session, Duration), u8> {
-    let report = Report::new();
-    let signals = Signals::new(signals).map_err(|e| {
-        report.say(format_args!("cannot listen to signals: {e}"));
-        status::FAILED
-    })?;
-    let session = Session::new(report, signals, options.sockets, target)?;
-    Ok((session, options.timeout))
+) -> Result<Session, Error> {
+    let signals = Signals::new(signals).map_err(Error::Signals)?;
+    Session::new(report, signals, options.sockets, target)
+}
+
+/// Says why the servers are not paused, in one line for each server.
+fn say_why(report: Report, e: &PauseError) {
+    match e {
+        PauseError::Servers(errors) => errors.iter().for_each(|e| report.say(e)),
+        PauseError::Signal(_) => report.say(e),
+    }
 }

@@ -14,13 +14,14 @@
 //! | [`ending`] | how a pause can end, and what to say of it |
 //! | [`link`] | a connection to a control socket |
 //! | [`trouble`] | what can be wrong with one server |
-//! | [`status`] | the exit statuses |
+//! | [`error`], [`status`] | what stops the program, and the exit status of each |
 //! | [`signals`] | the signals that come in |
 //! | [`report`] | the lines that go to standard error |
 
 mod actions;
 mod args;
 mod ending;
+mod error;
 mod link;
 mod report;
 mod session;
@@ -36,6 +37,8 @@ use clap::{CommandFactory, Parser};
 use clap_complete::Shell;
 
 use args::{Action, Cli};
+use error::Error;
+use report::Report;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -49,15 +52,24 @@ fn main() -> ExitCode {
             };
         }
     };
-    ExitCode::from(match cli.action {
-        Action::Run { options, command } => actions::run(options, &command),
-        Action::Pause { options } => actions::pause(options),
-        Action::Resume { options } => actions::resume(options),
-        Action::Completions { shell } => completions(shell),
-    })
+    let report = Report::new();
+    let result = match cli.action {
+        Action::Run { options, command } => {
+            actions::run(report, options, &command).map(status::of_command)
+        }
+        Action::Pause { options } => actions::pause(report, options).map(|()| status::SUCCESS),
+        Action::Resume { options } => actions::resume(report, options).map(|()| status::SUCCESS),
+        Action::Completions { shell } => completions(shell).map(|()| status::SUCCESS),
+    };
+    ExitCode::from(result.unwrap_or_else(|e| {
+        if !e.is_silent() {
+            report.say(&e);
+        }
+        status::of_error(&e)
+    }))
 }
 
-fn completions(shell: Shell) -> u8 {
+fn completions(shell: Shell) -> Result<(), Error> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "nbdkit-pause", &mut script);
     let mut script = String::from_utf8_lossy(&script).into_owned();
@@ -66,8 +78,5 @@ fn completions(shell: Shell) -> u8 {
         // bash completes nothing after the action.
         script = script.replace("nbdkit__subcmd__pause__subcmd__", "nbdkit__pause__subcmd__");
     }
-    match io::stdout().write_all(script.as_bytes()) {
-        Ok(()) => 0,
-        Err(_) => status::FAILED,
-    }
+    io::stdout().write_all(script.as_bytes()).map_err(Error::Completions)
 }

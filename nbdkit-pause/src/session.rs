@@ -1,6 +1,6 @@
-//! All servers of one run: asks them all, then waits for them all; lets them
-//! all go, then waits for them all; and says how it went. What happens in
-//! between is decided elsewhere.
+//! All servers of a run together: asks all of them to pause and then waits for
+//! all, resumes all and then waits for all, and says how it went. Each server on
+//! its own is a `Target`; what happens while they are paused is in `actions`.
 
 use std::collections::HashMap;
 use std::fs;
@@ -13,50 +13,45 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::ending::Ending;
+use crate::error::{Error, PauseError, ServerError};
 use crate::report::{Report, how_to_resume};
 use crate::signals::{self, Signals};
-use crate::status;
 use crate::target::{How, Target};
 use crate::trouble::Trouble;
 
-/// A server that can't let us in yet is tried again after this time. There is
+/// While a server's backlog is full we try this often to connect. There is
 /// nothing to poll for.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// See the file's text.
+/// The servers of a run, and what the program listens and talks to meanwhile.
 pub struct Session {
     targets: Vec<Target>,
-    /// What came in; `None` is asked for before each wait.
+    /// The signals that have come. A caller takes all of them before it waits.
     pub signals: Signals,
-    /// What is said.
+    /// Where to say what happens.
     pub report: Report,
 }
 
 impl Session {
-    /// With one server for each of `sockets`, made by `server`.
+    /// Makes a target of each of `sockets` by `target`.
     ///
     /// # Errors
-    /// One is named twice, which a server that serves one controller at a time
-    /// would not survive.
+    /// Two paths lead to one socket. A server that serves one controller at a time
+    /// would never answer the second connection.
     pub fn new(
         report: Report,
         signals: Signals,
         sockets: Vec<PathBuf>,
         target: impl Fn(PathBuf) -> Target,
-    ) -> Result<Self, u8> {
+    ) -> Result<Self, Error> {
         let mut seen = HashMap::new();
         for socket in &sockets {
-            // What can't be looked at is reported when it is connected to.
+            // If this fails, the attempt to connect says why.
             let Ok(metadata) = fs::metadata(socket) else {
                 continue;
             };
             if let Some(other) = seen.insert((metadata.dev(), metadata.ino()), socket) {
-                report.say(format_args!(
-                    "{} and {} are the same socket: name it once",
-                    other.display(),
-                    socket.display()
-                ));
-                return Err(status::FAILED);
+                return Err(Error::SameSocket(other.to_owned(), socket.to_owned()));
             }
         }
         Ok(Session { targets: sockets.into_iter().map(target).collect(), signals, report })
@@ -65,17 +60,16 @@ impl Session {
     /// Returns when all servers are paused.
     ///
     /// # Errors
-    /// The exit status, where that can't be had within `timeout` or a signal
-    /// comes. What was asked for is to be let go then.
-    pub fn pause(&mut self, how: How, timeout: Duration) -> Result<(), u8> {
+    /// A server is in trouble, not all are paused within `timeout`, or a signal has
+    /// come. Then `resume` has to undo what was asked for.
+    pub fn pause(&mut self, how: How, timeout: Duration) -> Result<(), PauseError> {
         let limit = Limit::new(timeout);
         self.until_all(limit, |target, _| target.greet())?;
-        // All, before the first is waited for.
+        // Ask all of them before waiting for the first.
         for target in &mut self.targets {
-            if let Err(trouble) = target.ask_to_pause(how) {
-                self.report.say(format_args!("{target}: {trouble}"));
-                return Err(status::FAILED);
-            }
+            target
+                .ask_to_pause(how)
+                .map_err(|trouble| PauseError::Servers(vec![server_error(target, trouble)]))?;
         }
         self.until_all(limit, |target, report| {
             let before = target.is_paused();
@@ -87,71 +81,61 @@ impl Session {
         })
     }
 
-    /// Takes steps with all servers until `step` says of each that it is done.
+    /// Calls `step` with all targets, and waits between two rounds, until it
+    /// returns true for each of them.
     fn until_all(
         &mut self,
         limit: Limit,
-        step: impl Fn(&mut Target, &Report) -> Result<bool, Trouble>,
-    ) -> Result<(), u8> {
+        step: impl Fn(&mut Target, Report) -> Result<bool, Trouble>,
+    ) -> Result<(), PauseError> {
         loop {
-            let (mut all, mut failed) = (true, false);
-            let mut waiting = Vec::new();
+            let (mut waiting, mut failed) = (Vec::new(), Vec::new());
             for target in &mut self.targets {
-                match step(target, &self.report) {
+                match step(target, self.report) {
                     Ok(true) => {}
-                    Ok(false) => {
-                        all = false;
-                        waiting.push(format!("{target}: {}", target.overdue(limit.time)));
-                    }
-                    Err(trouble) => {
-                        failed = true;
-                        self.report.say(format_args!("{target}: {trouble}"));
-                    }
+                    Ok(false) => waiting.push(server_error(target, target.overdue(limit.time))),
+                    Err(trouble) => failed.push(server_error(target, trouble)),
                 }
             }
-            if failed {
-                return Err(status::FAILED);
+            if !failed.is_empty() {
+                return Err(PauseError::Servers(failed));
             }
             if let Some(signal) = self.signals.next() {
-                self.report.say(format_args!("{}: giving up", signals::name(signal)));
-                return Err(status::signal(signal));
+                return Err(PauseError::Signal(signal));
             }
-            if all {
+            if waiting.is_empty() {
                 return Ok(());
             }
             if limit.is_over() {
-                for line in waiting {
-                    self.report.say(line);
-                }
-                return Err(status::FAILED);
+                return Err(PauseError::Servers(waiting));
             }
             self.wait(limit.left());
         }
     }
 
-    /// Hears of the servers while the command runs. False if one is not paused
-    /// any more.
+    /// Looks at the servers while the command runs. Returns false if the pause has
+    /// ended at one of them.
     pub fn watch(&mut self) -> bool {
         let mut good = true;
         for target in &mut self.targets {
             if let Some(ending) = target.watch() {
-                good &= note(&self.report, target, &ending);
+                good &= note(self.report, target, &ending);
             }
         }
         good
     }
 
     /// Resumes all servers, and returns when they have answered, or after
-    /// `timeout`. True if all did, and their pauses have had no break as far
-    /// as can be known.
+    /// `timeout`. Returns true if all have resumed, and their pauses have had no
+    /// break as far as anybody can know.
     pub fn resume(&mut self, timeout: Duration) -> bool {
         let limit = Limit::new(timeout);
-        // All, before anything is said: whoever reads that may be slow.
+        // Undo it everywhere before saying anything: standard error may be slow.
         let undone: Vec<_> = self.targets.iter_mut().map(Target::undo).collect();
         let mut good = true;
         for (target, ending) in self.targets.iter().zip(undone) {
             if let Some(ending) = ending {
-                good &= note(&self.report, target, &ending);
+                good &= note(self.report, target, &ending);
             }
         }
         loop {
@@ -161,13 +145,13 @@ impl Session {
                     ending => ending,
                 };
                 if let Some(ending) = ending {
-                    good &= note(&self.report, target, &ending);
+                    good &= note(self.report, target, &ending);
                 }
             }
             if self.targets.iter().all(Target::is_over) {
                 return good;
             }
-            // Whatever it asks for, this comes first, and is soon over.
+            // Whatever a signal asks for, this comes first, and is soon over.
             while let Some(signal) = self.signals.next() {
                 self.report.say(format_args!("{}: resuming first", signals::name(signal)));
             }
@@ -175,7 +159,7 @@ impl Session {
         }
     }
 
-    /// Waits until there is something to look after, or `limit` has passed.
+    /// Waits until a server or a signal needs attention, or `limit` has passed.
     pub fn wait(&self, limit: Option<Duration>) {
         let limit = if self.targets.iter().any(Target::is_connecting) {
             Some(limit.map_or(RETRY, |limit| limit.min(RETRY)))
@@ -183,22 +167,22 @@ impl Session {
             limit
         };
         let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
-        fds.extend(
-            self.targets
-                .iter()
-                .filter_map(Target::link)
-                .map(|link| PollFd::new(link, PollFlags::IN)),
-        );
+        let links = self.targets.iter().filter_map(Target::link);
+        fds.extend(links.map(|link| PollFd::new(link, PollFlags::IN)));
         let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
         match poll(&mut fds, limit.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
-            // Out of memory, say. What there is to do is tried all the same.
+            // The system may be out of memory. The caller goes on all the same.
             Err(_) => thread::sleep(RETRY),
         }
     }
 }
 
-fn say_paused(report: &Report, target: &Target) {
+fn server_error(target: &Target, trouble: Trouble) -> ServerError {
+    ServerError { socket: target.socket().to_owned(), trouble }
+}
+
+fn say_paused(report: Report, target: &Target) {
     if !target.lacks_holds() {
         report.say(format_args!("{target}: paused"));
         return;
@@ -210,13 +194,13 @@ fn say_paused(report: &Report, target: &Target) {
     ));
 }
 
-/// Says how it ended with `target`; false if that was not well.
-fn note(report: &Report, target: &Target, ending: &Ending) -> bool {
-    ending.say(*report, target);
+/// Says how it ended with `target`. Returns false if that was not well.
+fn note(report: Report, target: &Target, ending: &Ending) -> bool {
+    ending.say(report, target);
     ending.is_good()
 }
 
-/// Until when to wait.
+/// How long to wait, and so until when.
 #[derive(Clone, Copy)]
 struct Limit {
     time: Duration,
@@ -224,7 +208,7 @@ struct Limit {
 }
 
 impl Limit {
-    /// No limit if `time` is zero.
+    /// From now on. If `time` is zero, there is no limit.
     fn new(time: Duration) -> Self {
         Limit {
             time,

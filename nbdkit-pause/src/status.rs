@@ -1,36 +1,47 @@
-//! Exit statuses: those of timeout(1) and env(1), where they have one for it.
+//! Exit statuses: those of timeout(1) and env(1), where these have one for the
+//! case. This is the only place that turns an error into a number.
 
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
+use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
-use std::os::unix::process::ExitStatusExt;
+use crate::error::{Error, PauseError};
 
-/// The pause did not last for the whole of the command.
-pub const TORN: u8 = 124;
-/// This program could not do its own part.
+/// The action has succeeded.
+pub const SUCCESS: u8 = 0;
+/// The program could not do its own part.
 pub const FAILED: u8 = 125;
 
+const TORN: u8 = 124;
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
 const SIGNALLED: u8 = 128;
 
-/// Ended by this signal.
-pub fn signal(signal: i32) -> u8 {
-    SIGNALLED.saturating_add(u8::try_from(signal).unwrap_or_default())
-}
-
-/// A command could not be started.
-pub fn unstarted(e: &io::Error) -> u8 {
-    match e.kind() {
-        ErrorKind::NotFound => NOT_FOUND,
-        _ => NOT_EXECUTABLE,
+/// The exit status for an error.
+pub fn of_error(error: &Error) -> u8 {
+    match error {
+        Error::Torn => TORN,
+        Error::NotStarted(_, e) if e.kind() == ErrorKind::NotFound => NOT_FOUND,
+        Error::NotStarted(..) => NOT_EXECUTABLE,
+        Error::NotPaused(PauseError::Signal(signal)) => of_signal(*signal),
+        Error::NotPaused(PauseError::Servers(_))
+        | Error::Signals(_)
+        | Error::SameSocket(..)
+        | Error::NotResumed
+        | Error::NoCommand
+        | Error::EndMissed(..)
+        | Error::Completions(_) => FAILED,
     }
 }
 
-/// A command has ended.
-pub fn ended(status: ExitStatus) -> u8 {
-    match (status.code(), status.signal()) {
+/// The exit status that passes on how the command has ended.
+pub fn of_command(ended: ExitStatus) -> u8 {
+    match (ended.code(), ended.signal()) {
         (Some(code), _) => u8::try_from(code).unwrap_or(u8::MAX),
-        (None, number) => signal(number.unwrap_or_default()),
+        (None, signal) => of_signal(signal.unwrap_or_default()),
     }
+}
+
+fn of_signal(signal: i32) -> u8 {
+    SIGNALLED.saturating_add(u8::try_from(signal).unwrap_or_default())
 }
