@@ -1,0 +1,526 @@
+//! Many controllers, and bad ones: each is served whatever the others do, their
+//! number is bounded, and nothing grows. What a command is answered is in
+//! `protocol.rs`.
+
+use std::env;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::common::control::Controller;
+use crate::common::nbd::{Client, Request, Ticket};
+use crate::common::process::{descriptors, limit_descriptors, next_descriptor, resident_kib};
+use crate::common::random::Random;
+use crate::common::server::{Server, Setup};
+use crate::common::{A_WHILE, GENEROUS, PROMPT, eventually};
+
+const READ: Request = Request::Read { offset: 0 };
+const WRITE: Request = Request::Write { offset: 0, byte: 0xaa };
+
+/// So many are connected at once.
+const MOST: usize = 64;
+
+/// Far more than a socket keeps, in both directions.
+const MOST_UNREAD: usize = 16 << 20;
+
+fn start() -> Server {
+    Setup::in_memory().start()
+}
+
+/// A server whose reads take `delay`, and a read in flight.
+fn start_busy(delay: &str) -> (Server, Client, Ticket) {
+    let server = Setup::in_memory().logged().below("delay", &[&format!("rdelay={delay}")]).start();
+    let mut client = Client::connect(&server);
+    let read = client.send(READ);
+    eventually("the read is below us", GENEROUS, || server.logged().contains(" Read id=1"));
+    (server, client, read)
+}
+
+#[test]
+fn the_65th_controller_is_admitted_and_the_longest_idle_one_is_closed() {
+    let server = start();
+    let mut controllers: Vec<Controller> = (0..MOST)
+        .map(|_| {
+            let mut controller = server.controller();
+            controller.resume();
+            controller
+        })
+        .collect();
+    // Now the second one has been idle for the longest time.
+    controllers[0].resume();
+    let mut late = server.controller();
+    late.pause();
+    controllers.remove(1).expect_closed();
+    for controller in &mut controllers {
+        controller.pause();
+    }
+    // Now the late one has.
+    server.controller().resume();
+    late.expect_closed();
+}
+
+#[test]
+fn controllers_that_only_connect_do_not_lock_the_operator_out() {
+    let server = start();
+    let mut idle: Vec<Controller> = (0..300).map(|_| server.controller()).collect();
+    let mut operator = server.controller();
+    operator.pause();
+    operator.resume();
+    // The last ones are still connected, beside the operator.
+    for mut controller in idle.split_off(300 - (MOST - 1)) {
+        controller.resume();
+    }
+    for mut controller in idle {
+        controller.expect_closed();
+    }
+}
+
+#[test]
+fn no_more_than_64_controllers_stay_whatever_is_logged() {
+    for level in ["off", "error", "warn", "trace"] {
+        let server = Setup::in_memory().under(&["env", &format!("RUST_LOG={level}")]).start();
+        let mut all: Vec<Controller> = (0..100).map(|_| server.controller()).collect();
+        all[99].resume();
+        let (first, last) = all.split_at_mut(100 - MOST);
+        for controller in first {
+            controller.expect_closed();
+        }
+        for controller in last {
+            controller.resume();
+        }
+    }
+}
+
+#[test]
+fn who_waits_for_its_pause_is_not_closed_to_admit_another() {
+    let (server, client, _) = start_busy("30");
+    let mut waiting = server.controller();
+    waiting.send(b"p");
+    waiting.expect_silence(Duration::from_millis(50));
+    let _idle: Vec<Controller> = (0..2 * MOST).map(|_| server.controller()).collect();
+    let mut late = server.controller();
+    late.resume();
+    waiting.expect("X");
+    drop(client);
+    server.stop();
+}
+
+#[test]
+fn idle_controllers_never_keep_another_from_being_served() {
+    let server = start();
+    let mut controllers: Vec<Controller> = (0..MOST).map(|_| server.controller()).collect();
+    for controller in controllers.iter_mut().rev() {
+        controller.pause();
+        controller.resume();
+    }
+}
+
+#[test]
+fn a_controller_that_never_reads_its_replies_harms_nobody() {
+    let server = start();
+    let before = resident_kib(server.pid());
+    let mut flooder = server.controller();
+    flooder.stream().set_nonblocking(true).unwrap();
+    let mut operator = server.controller();
+    let mut client = Client::connect(&server);
+    let mut sent = 0;
+    let mut full_since = None;
+    // Until the server has not taken anything for a while.
+    while full_since.is_none_or(|since: Instant| since.elapsed() < A_WHILE) {
+        match flooder.stream().write(&[b'x'; 4096]) {
+            Ok(count) => {
+                sent += count;
+                full_since = None;
+                assert!(sent < MOST_UNREAD, "the server takes whatever comes");
+            }
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                full_since.get_or_insert_with(Instant::now);
+            }
+            Err(e) => panic!("{e} after {sent} bytes"),
+        }
+        operator.pause();
+        operator.resume();
+        client.ask(READ);
+    }
+    assert!(sent > 10_000);
+    let after = resident_kib(server.pid());
+    assert!(after < before + 4096, "{before} KiB before, {after} KiB after");
+    // It is busy with nothing.
+    server.expect_no_busy_loop(|| thread::sleep(Duration::from_secs(1)));
+    // When it reads at last, no reply is missing.
+    flooder.stream().set_nonblocking(false).unwrap();
+    let replies = flooder.finish();
+    assert_eq!(replies.len(), sent);
+    assert!(replies.iter().all(|&reply| reply == b'X'));
+    operator.resume();
+}
+
+/// A controller that has sent so much, and read nothing, that the server takes
+/// nothing of it any more.
+fn stuck_controller(server: &Server, commands: &[u8]) -> Controller {
+    let mut controller = server.controller();
+    controller.stream().set_nonblocking(true).unwrap();
+    let chunk = commands.repeat(4096);
+    let (mut sent, mut full_since) = (0, None);
+    while full_since.is_none_or(|since: Instant| since.elapsed() < A_WHILE) {
+        match controller.stream().write(&chunk) {
+            Ok(count) => {
+                sent += count;
+                assert!(sent < MOST_UNREAD, "replies that nobody reads pile up without end");
+                full_since = None;
+            }
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                full_since.get_or_insert_with(Instant::now);
+                thread::sleep(Duration::from_millis(1));
+            }
+            Err(e) => panic!("{e}"),
+        }
+    }
+    controller.stream().set_nonblocking(false).unwrap();
+    controller
+}
+
+#[test]
+fn controllers_that_never_read_their_replies_do_not_lock_the_operator_out() {
+    let server = start();
+    let mut client = Client::connect(&server);
+    let _stuck: Vec<Controller> = thread::scope(|scope| {
+        let threads: Vec<_> =
+            (0..MOST).map(|_| scope.spawn(|| stuck_controller(&server, b"x"))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    for _ in 0..3 {
+        client.expect_a_whole_pause(&server);
+    }
+    client.leave();
+    server.stop();
+}
+
+#[test]
+fn controllers_that_never_read_their_replies_do_not_keep_the_server_from_ending() {
+    let server = Setup::with_disk(1).parameters(&["pause-hold=true"]).start();
+    let mut client = Client::connect(&server);
+    let mut stuck: Vec<Controller> = [&b"p"[..], b"+", b"x"]
+        .into_iter()
+        .map(|command| stuck_controller(&server, command))
+        .collect();
+    let held = client.send(WRITE);
+    client.expect_held(&[held], A_WHILE);
+    server.terminate();
+    client.expect_dropped(held, PROMPT);
+    drop(client);
+    server.ended(PROMPT).well();
+    // They get what had been sent, and the end.
+    for controller in &mut stuck {
+        let mut replies = Vec::new();
+        let _ = controller.stream().read_to_end(&mut replies);
+        assert!(!replies.is_empty());
+    }
+}
+
+#[test]
+fn a_hold_of_a_controller_that_never_reads_its_replies_lasts_until_it_dies() {
+    let server = Setup::in_memory().parameters(&["pause-hold=true"]).start();
+    let mut client = Client::connect(&server);
+    let holder = stuck_controller(&server, b"+");
+    let held = client.send(READ);
+    client.expect_held(&[held], A_WHILE);
+    drop(holder);
+    assert!(matches!(client.reply_within(held, PROMPT), Some(Ok(_))));
+    client.leave();
+    server.stop();
+}
+
+#[test]
+fn a_controller_that_floods_never_keeps_another_from_being_served() {
+    let server = start();
+    let over = std::sync::atomic::AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            let stream = UnixStream::connect(server.control_path()).unwrap();
+            let mut reader = stream.try_clone().unwrap();
+            let over = &over;
+            scope.spawn(move || {
+                let mut stream = stream;
+                stream.set_write_timeout(Some(A_WHILE)).unwrap();
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    let _ = stream.write(&[b'?'; 1 << 16]);
+                }
+                let _ = stream.shutdown(std::net::Shutdown::Both);
+            });
+            scope.spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
+        }
+        let mut slowest = Duration::ZERO;
+        for _ in 0..50 {
+            let start = Instant::now();
+            let mut operator = server.controller();
+            operator.pause();
+            operator.resume();
+            slowest = slowest.max(start.elapsed());
+        }
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(slowest < PROMPT, "{slowest:?}");
+    });
+}
+
+/// It is over when controllers have been accepted as usual for some time.
+fn end_of_episode(server: &Server) {
+    // Without the message, some more than the ten seconds that it takes.
+    let is_silent = env::var_os("RUST_LOG").is_some();
+    let enough = Duration::from_secs(13);
+    let over = server.messages_count("accepted as usual");
+    let start = Instant::now();
+    eventually("it is over", GENEROUS, || {
+        server.controller().resume();
+        thread::sleep(A_WHILE);
+        match is_silent {
+            true => start.elapsed() > enough,
+            false => server.messages_count("accepted as usual") > over,
+        }
+    });
+}
+
+/// How often the server has said that it cannot accept a controller.
+fn complaints(server: &Server) -> usize {
+    server.messages_count("cannot accept")
+}
+
+#[test]
+fn out_of_descriptors_by_controllers_the_last_one_is_served_without_a_busy_loop() {
+    let server = Setup::in_memory().most_descriptors(40).verbose().start();
+    server.control_thread();
+    let at_rest = descriptors(server.pid());
+    for episode in 1..=2 {
+        let mut controllers: Vec<Controller> = (0..60).map(|_| server.controller()).collect();
+        // Each of those that come now is served, in exchange for an older one.
+        for _ in 0..20 {
+            let mut operator = server.controller();
+            operator.pause();
+            operator.resume();
+            controllers.push(operator);
+        }
+        assert_eq!(complaints(&server), episode, "{}", server.messages());
+        server.expect_no_busy_loop(|| thread::sleep(Duration::from_secs(1)));
+
+        // Full recovery: as many as before can be connected at once.
+        drop(controllers);
+        let mut few: Vec<Controller> = (0..10).map(|_| server.controller()).collect();
+        for controller in &mut few {
+            controller.pause();
+        }
+        for controller in &mut few {
+            controller.resume();
+        }
+        Client::connect(&server).ask(READ);
+        assert_eq!(complaints(&server), episode, "{}", server.messages());
+        drop(few);
+        eventually("all have left", GENEROUS, || descriptors(server.pid()) == at_rest);
+        end_of_episode(&server);
+    }
+    server.stop();
+}
+
+/// Nothing that we could do would help: the limit is lower than what is in use,
+/// with or without a descriptor that could be given up.
+#[test]
+fn while_no_controller_can_be_accepted_there_is_no_busy_loop_and_then_full_recovery() {
+    let server = Setup::in_memory().verbose().start();
+    // It may not have all its descriptors before it has that one.
+    server.control_thread();
+    let (in_use, next) = (descriptors(server.pid()), next_descriptor(server.pid()));
+    for episode in 1..=2 {
+        let usual = limit_descriptors(server.pid(), next - 2);
+        let mut waiting: Vec<Controller> = (0..3).map(|_| server.controller()).collect();
+        for controller in &mut waiting {
+            controller.send(b"pr");
+        }
+        server.expect_no_busy_loop(|| waiting[0].expect_silence(Duration::from_secs(1)));
+        assert_eq!(complaints(&server), episode, "{}", server.messages());
+
+        limit_descriptors(server.pid(), usual);
+        for controller in &mut waiting {
+            controller.expect("PR");
+        }
+        drop(waiting);
+        end_of_episode(&server);
+        assert_eq!(complaints(&server), episode, "{}", server.messages());
+        eventually("all have left", GENEROUS, || descriptors(server.pid()) == in_use);
+    }
+    server.stop();
+}
+
+/// Clients take every descriptor as soon as there is one, also the one that a
+/// controller leaves.
+#[test]
+fn out_of_descriptors_by_clients_one_controller_is_served_all_the_same() {
+    const LIMIT: usize = 60;
+    let server = Setup::in_memory().most_descriptors(LIMIT as u64).start();
+    let mut first = Client::connect(&server);
+    // malloc(3) opens a file for a moment where a process begins to have many threads.
+    let mut at_rest = 0;
+    eventually("it opens nothing more", GENEROUS, || {
+        at_rest = descriptors(server.pid());
+        thread::sleep(A_WHILE);
+        descriptors(server.pid()) == at_rest
+    });
+    // A client takes three. nbdkit itself must not run short: it would keep
+    // busy with failing, and lose what it has accepted.
+    let mut clients = Vec::new();
+    let with = |clients: usize| at_rest + 3 * clients;
+    while with(clients.len() + 1) <= LIMIT {
+        clients.push(UnixStream::connect(server.socket()).unwrap());
+        eventually("the client is accepted", GENEROUS, || {
+            descriptors(server.pid()) == with(clients.len())
+        });
+    }
+    // None is left over, but for the one that the filter may have put by.
+    limit_descriptors(server.pid(), next_descriptor(server.pid()));
+    for _ in 0..5 {
+        let mut operator = server.controller();
+        operator.pause();
+        let held = first.send(READ);
+        first.expect_held(&[held], A_WHILE / 3);
+        operator.resume();
+        first.reply(held).unwrap();
+    }
+    let mut waiting: Vec<Controller> = Vec::new();
+    server.expect_no_busy_loop(|| {
+        waiting.extend((0..5).map(|_| server.controller()));
+        thread::sleep(Duration::from_secs(1));
+    });
+    assert!(complaints(&server) >= 1, "{}", server.messages());
+
+    drop(clients);
+    eventually("the clients' descriptors are freed", GENEROUS, || {
+        descriptors(server.pid()) < at_rest + 10
+    });
+    let mut many: Vec<Controller> = (0..20).map(|_| server.controller()).collect();
+    for controller in &mut many {
+        controller.resume();
+    }
+    Client::connect(&server).ask(READ);
+}
+
+#[test]
+fn after_5000_control_connections_nothing_has_grown() {
+    let server = start();
+    let once = |number: usize| {
+        let mut controller = server.controller();
+        match number % 4 {
+            0 => controller.pause(),
+            1 => controller.resume(),
+            2 => controller.send(b"pr"),
+            _ => {}
+        }
+    };
+    // The first ones may well take some memory for good.
+    for number in 0..500 {
+        once(number);
+    }
+    let state = || {
+        // All of them are gone.
+        server.controller().resume();
+        let mut state = (0, 0);
+        eventually("the controllers are gone", GENEROUS, || {
+            state = (server.threads(), descriptors(server.pid()));
+            state.0 == 2 && state.1 < 20
+        });
+        thread::sleep(A_WHILE);
+        state = (server.threads(), descriptors(server.pid()));
+        (state, resident_kib(server.pid()))
+    };
+    let (before, before_kib) = state();
+    for number in 0..5000 {
+        once(number);
+    }
+    let (after, after_kib) = state();
+    assert_eq!(before, after, "threads and descriptors");
+    assert!(after_kib < before_kib + 512, "{before_kib} KiB before, {after_kib} KiB after");
+}
+
+#[test]
+fn pr_of_a_controller_that_vanishes_at_once_leaves_requests_flowing() {
+    let (server, mut client, read) = start_busy("30ms");
+    client.reply(read).unwrap();
+    for number in 0..60 {
+        let read = client.send(READ);
+        // Replies that fail come before, between and after.
+        server.controller().send([&b"pr"[..], b"xpr", b"xpxrx"][number % 3]);
+        client.reply(read).unwrap();
+        // Nobody else says r.
+        let again = client.send(Request::Flush);
+        assert!(matches!(client.reply_within(again, PROMPT), Some(Ok(_))));
+    }
+}
+
+#[test]
+fn a_pause_of_a_controller_that_vanishes_during_the_drain_takes_effect() {
+    let (server, mut client, read) = start_busy("500ms");
+    server.controller().send(b"p");
+    let mut other = server.controller();
+    other.pause();
+    client.reply(read).unwrap();
+    let held = client.send(READ);
+    client.expect_held(&[held], A_WHILE);
+    other.resume();
+    client.reply(held).unwrap();
+}
+
+#[test]
+fn r_counts_also_where_its_sender_vanishes_before_the_reply() {
+    let server = start();
+    let mut client = Client::connect(&server);
+    for _ in 0..50 {
+        let mut one = server.controller();
+        one.pause();
+        let held = client.send(READ);
+        one.send(b"r");
+        drop(one);
+        assert!(matches!(client.reply_within(held, PROMPT), Some(Ok(_))));
+    }
+}
+
+#[test]
+fn controllers_that_vanish_at_any_moment_harm_nobody() {
+    let mut random = Random::new();
+    let server = Setup::in_memory().below("delay", &["rdelay=5ms"]).start();
+    let mut client = Client::connect(&server);
+    let mut kept: Vec<Controller> = Vec::new();
+    for round in 0..600 {
+        let mut reads = vec![client.send(READ)];
+        let mut controller = server.controller();
+        let commands: Vec<u8> =
+            (0..random.below(0..8)).map(|_| random.one_of(b"pprrx\n")).collect();
+        controller.send(&commands);
+        match random.below(0..4) {
+            0 => drop(controller),
+            1 => thread::sleep(random.millis(0..8)),
+            2 => kept.push(controller),
+            _ => {
+                let _ = controller.stream().shutdown(std::net::Shutdown::Write);
+                kept.push(controller);
+            }
+        }
+        if kept.len() > 10 {
+            kept.remove(random.below(0..kept.len() as u64) as usize);
+        }
+        reads.push(client.send(READ));
+        // What was sent before has been carried out, or was never received.
+        let mut operator = server.controller();
+        eventually("the requests go on", GENEROUS, || {
+            operator.resume();
+            reads.retain(|&read| match client.reply_within(read, Duration::from_millis(5)) {
+                Some(reply) => {
+                    reply.unwrap();
+                    false
+                }
+                None => true,
+            });
+            reads.is_empty()
+        });
+        assert!(server.threads() < 40, "round {round}");
+    }
+    drop((kept, client));
+    server.stop();
+}

@@ -1,0 +1,254 @@
+//! A client that dies during a pause: its threads are freed, the next client
+//! is served, and what was held for it is never carried out.
+
+use std::thread;
+
+use crate::common::clients::{Writer, is_zero};
+use crate::common::nbd::{Client, Request};
+use crate::common::random::Random;
+use crate::common::server::{Setup, ThreadModel};
+use crate::common::{A_WHILE, GENEROUS, PROMPT, eventually, nbdkit};
+
+/// Where the dead client writes, apart from the others.
+const FAR: u64 = 512 * 1024;
+
+/// More than nbdkit has threads for a connection.
+const MANY: usize = 64;
+
+/// How many of `writes` that are on their way are dropped when the client dies. An
+/// nbdkit that can't cut a connection tells a TCP client once that its request was
+/// dropped, and nobody objects. So it goes on with what is in its buffer: requests
+/// whose client had gone when they came.
+fn droppable(setup: &Setup, model: ThreadModel, writes: usize) -> usize {
+    match setup.is_tcp() && !nbdkit::cuts_connections() {
+        true => writes.min(model.at_once()),
+        false => writes,
+    }
+}
+
+fn held_writes_are_never_applied(setup: Setup, model: ThreadModel, writes: usize) {
+    let writes = droppable(&setup, model, writes);
+    let server = setup.thread_model(model).logged_above().start();
+    let at_rest = server.threads_at_rest();
+    let mut controller = server.controller();
+    controller.pause();
+    let writer = Writer::start(&server, writes, FAR);
+    server.wait_for_writes(writes.min(model.at_once()));
+    assert!(server.threads() > at_rest);
+    writer.kill();
+
+    // While it is still paused, its threads go and the next client comes.
+    eventually("its threads are freed", PROMPT, || server.threads() == at_rest);
+    let mut next = Client::connect_within(&server, PROMPT).expect("the next client is let in");
+    let held = next.send(Request::Write { offset: 0, byte: 7 });
+    next.expect_held(&[held], A_WHILE);
+
+    controller.resume();
+    next.reply(held).unwrap();
+    assert_eq!(next.ask(Request::Read { offset: FAR }), [0; 512]);
+    // Newer data is not written over, either.
+    next.ask(Request::Write { offset: FAR, byte: 9 });
+    thread::sleep(A_WHILE);
+    assert_eq!(next.ask(Request::Read { offset: FAR }), [9; 512]);
+    next.leave();
+    let ended = server.stop();
+    let disk = ended.path("disk.img");
+    let others = (MANY as u64 - 1) * 512;
+    assert!(is_zero(&disk, FAR + 512, others), "a dead client's write");
+}
+
+macro_rules! held_writes_of_a_dead_client_are_never_applied {
+    ($($name:ident: $model:ident, $setup:expr, $writes:expr;)*) => {$(
+        #[test]
+        fn $name() {
+            held_writes_are_never_applied($setup, ThreadModel::$model, $writes);
+        }
+    )*};
+}
+
+held_writes_of_a_dead_client_are_never_applied! {
+    held_write_of_a_dead_client_is_never_applied_parallel:
+        Parallel, Setup::with_disk(1), 1;
+    held_write_of_a_dead_client_is_never_applied_serialize_requests:
+        SerializeRequests, Setup::with_disk(1), 1;
+    held_write_of_a_dead_client_is_never_applied_serialize_all_requests:
+        SerializeAllRequests, Setup::with_disk(1), 1;
+    held_write_of_a_dead_client_is_never_applied_serialize_connections:
+        SerializeConnections, Setup::with_disk(1), 1;
+
+    sixty_four_held_writes_of_a_dead_client_are_never_applied_parallel:
+        Parallel, Setup::with_disk(1), MANY;
+    sixty_four_held_writes_of_a_dead_client_are_never_applied_serialize_requests:
+        SerializeRequests, Setup::with_disk(1), MANY;
+    sixty_four_held_writes_of_a_dead_client_are_never_applied_serialize_all_requests:
+        SerializeAllRequests, Setup::with_disk(1), MANY;
+    sixty_four_held_writes_of_a_dead_client_are_never_applied_serialize_connections:
+        SerializeConnections, Setup::with_disk(1), MANY;
+
+    held_write_of_a_dead_tcp_client_is_never_applied:
+        Parallel, Setup::with_disk(1).tcp(), 1;
+    sixty_four_held_writes_of_a_dead_tcp_client_are_never_applied:
+        Parallel, Setup::with_disk(1).tcp(), MANY;
+    held_write_of_a_dead_tcp_client_is_never_applied_serialize_connections:
+        SerializeConnections, Setup::with_disk(1).tcp(), MANY;
+}
+
+/// The client dies so shortly before the resume that its requests have not
+/// noticed yet, or while they notice.
+fn killed_right_before_the_resume(setup: Setup, model: ThreadModel) {
+    let mut random = Random::new();
+    let many = droppable(&setup, model, MANY);
+    let server = setup.thread_model(model).logged_above().start();
+    let at_rest = server.threads_at_rest();
+    let mut controller = server.controller();
+    let mut come = 0;
+    for round in 0..8 {
+        controller.pause();
+        let writes = if round % 2 == 0 { 1 } else { many };
+        let writer = Writer::start(&server, writes, FAR);
+        come += writes.min(model.at_once());
+        server.wait_for_writes(come);
+        thread::sleep(random.millis(0..120));
+        writer.kill();
+        if round % 4 > 1 {
+            thread::sleep(random.millis(0..120));
+        }
+        controller.resume();
+        eventually("its threads are freed", PROMPT, || server.threads() == at_rest);
+    }
+    let ended = server.stop();
+    let disk = ended.path("disk.img");
+    assert!(is_zero(&disk, 0, 1 << 20), "a dead client's write");
+}
+
+#[test]
+fn held_writes_of_a_client_killed_right_before_the_resume_are_never_applied_parallel() {
+    killed_right_before_the_resume(Setup::with_disk(1), ThreadModel::Parallel);
+}
+
+#[test]
+fn held_writes_of_a_client_killed_right_before_the_resume_are_never_applied_serialize_requests() {
+    killed_right_before_the_resume(Setup::with_disk(1), ThreadModel::SerializeRequests);
+}
+
+#[test]
+fn held_writes_of_a_client_killed_right_before_the_resume_are_never_applied_serialize_all_requests()
+{
+    killed_right_before_the_resume(Setup::with_disk(1), ThreadModel::SerializeAllRequests);
+}
+
+#[test]
+fn held_writes_of_a_client_killed_right_before_the_resume_are_never_applied_serialize_connections()
+{
+    killed_right_before_the_resume(Setup::with_disk(1), ThreadModel::SerializeConnections);
+}
+
+#[test]
+fn held_writes_of_a_tcp_client_killed_right_before_the_resume_are_never_applied() {
+    killed_right_before_the_resume(Setup::with_disk(1).tcp(), ThreadModel::Parallel);
+}
+
+/// The end of a client in this process. To close its socket is not enough: a
+/// process that another test is just starting may have it, too, until it execs.
+fn die(client: Client) {
+    client.shut_down_sending_half();
+    drop(client);
+}
+
+/// All its threads have something to answer, at once, to somebody who is gone.
+#[test]
+fn a_client_that_dies_with_many_requests_held_never_takes_the_server_down() {
+    let mut random = Random::new();
+    let server = Setup::with_disk(1).logged_above().start();
+    let at_rest = server.threads_at_rest();
+    let mut controller = server.controller();
+    for round in 1..=100 {
+        let before = server.writes_come();
+        controller.pause();
+        let mut client = Client::connect(&server);
+        for block in 0..MANY as u64 {
+            client.send(Request::Write { offset: FAR + 512 * block, byte: 0xdd });
+        }
+        let at_once = ThreadModel::Parallel.at_once();
+        eventually("its threads are busy", GENEROUS, || server.writes_come() >= before + at_once);
+        thread::sleep(random.millis(0..20));
+        die(client);
+        if round % 2 == 0 {
+            thread::sleep(random.millis(0..150));
+        }
+        controller.resume();
+        eventually("its threads are freed", PROMPT, || server.threads() == at_rest);
+    }
+    server.stop();
+}
+
+fn others_are_served(model: ThreadModel) {
+    let server = Setup::with_disk(1).thread_model(model).logged_above().start();
+    let mut other = Client::connect(&server);
+    let mut controller = server.controller();
+    controller.pause();
+    let writer = Writer::start(&server, 4, FAR);
+    server.wait_for_writes(4.min(model.at_once()));
+    let held = [1, 2, 3]
+        .map(|block| other.send(Request::Write { offset: 512 * u64::from(block), byte: block }));
+    other.expect_held(&held, A_WHILE);
+    writer.kill();
+    other.expect_held(&held, A_WHILE);
+    controller.resume();
+    for ticket in held {
+        assert!(matches!(other.reply_within(ticket, PROMPT), Some(Ok(_))));
+    }
+    assert_eq!(other.ask(Request::Read { offset: 1536 }), [3; 512]);
+    other.leave();
+    let ended = server.stop();
+    let disk = ended.path("disk.img");
+    assert!(is_zero(&disk, FAR, 4 * 512), "a dead client's write");
+}
+
+#[test]
+fn held_requests_of_other_clients_are_carried_out_parallel() {
+    others_are_served(ThreadModel::Parallel);
+}
+
+#[test]
+fn held_requests_of_other_clients_are_carried_out_serialize_requests() {
+    others_are_served(ThreadModel::SerializeRequests);
+}
+
+#[test]
+fn held_requests_of_other_clients_are_carried_out_serialize_all_requests() {
+    others_are_served(ThreadModel::SerializeAllRequests);
+}
+
+fn shut_down(setup: Setup) {
+    let server = setup.start();
+    let at_rest = server.threads_at_rest();
+    let mut client = Client::connect(&server);
+    let mut controller = server.controller();
+    controller.pause();
+    let held = [0, 512, 1024].map(|offset| client.send(Request::Write { offset, byte: 1 }));
+    client.expect_held(&held, A_WHILE);
+    client.shut_down_sending_half();
+    // It can still hear.
+    for ticket in held {
+        client.expect_dropped(ticket, PROMPT);
+    }
+    eventually("its threads are freed", PROMPT, || server.threads() == at_rest);
+    controller.resume();
+    let mut next = Client::connect(&server);
+    assert_eq!(next.ask(Request::Read { offset: 0 }), [0; 512]);
+    drop((client, next));
+    let ended = server.stop();
+    let disk = ended.path("disk.img");
+    assert!(is_zero(&disk, 0, 1536), "a write of one who is gone");
+}
+
+#[test]
+fn a_client_that_shuts_down_its_sending_half_counts_as_gone() {
+    shut_down(Setup::with_disk(1));
+}
+
+#[test]
+fn a_tcp_client_that_shuts_down_its_sending_half_counts_as_gone() {
+    shut_down(Setup::with_disk(1).tcp());
+}

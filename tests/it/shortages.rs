@@ -1,0 +1,195 @@
+//! There is no more to be had of something that the server needs: threads,
+//! descriptors, room for the control socket. Nothing is lost, and the log says
+//! why. Descriptors that controllers and clients use up are in `controllers.rs`,
+//! and a log whose disk is full is in `stuck_log.rs`.
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+
+use crate::common::nbd::{Client, Request};
+use crate::common::process::{self, Finished, descriptors, expect_line, run};
+use crate::common::server::{Server, Setup};
+use crate::common::{A_WHILE, GENEROUS, eventually};
+
+const READ: Request = Request::Read { offset: 0 };
+const WRITE: Request = Request::Write { offset: 0, byte: 0xaa };
+
+// No threads.
+
+/// Of processes, which threads count as, it has one or more already.
+const NO_MORE_THREADS: &str = "--nproc=1:";
+
+/// A client that has been served once has all its threads then.
+const ONE_THREAD: &str = "--threads=1";
+
+/// As many as it could ever have.
+fn threads_again(server: &Server) {
+    let limits = fs::read_to_string(format!("/proc/{}/limits", server.pid())).unwrap();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max processes")).unwrap();
+    let most = line.split_whitespace().nth(1).unwrap();
+    server.limit(&format!("--nproc={most}:"));
+}
+
+#[test]
+fn without_a_thread_for_control_nbdkit_ends_and_says_what_to_raise() {
+    let setup = Setup::in_memory().under_a_mere_user().under(&["prlimit", NO_MORE_THREADS]);
+    let failure = setup.failure();
+    expect_line(&failure.stderr, &["error: ", "pause-control", "control thread", "ulimit -u"]);
+    assert!(!setup.path("control").exists(), "{failure:#?}");
+}
+
+#[test]
+fn without_a_thread_to_flush_a_pause_is_refused_and_the_next_one_works() {
+    let setup = Setup::in_memory().under_a_mere_user().logged().parameters(&["pause-flush=true"]);
+    let server = setup.options(&[ONE_THREAD]).start();
+    let mut client = Client::connect(&server);
+    let mut controller = server.controller();
+    client.ask(WRITE);
+    server.limit(NO_MORE_THREADS);
+    for _ in 0..3 {
+        controller.send(b"p");
+        controller.expect("X");
+        assert_eq!(client.ask(READ), [0xaa; 512]);
+    }
+    let messages = server.messages();
+    expect_line(&messages, &["error: ", "pause-flush", "thread", "ulimit -u", "given up"]);
+    assert!(!server.logged().contains(" Flush "), "{}", server.logged());
+
+    threads_again(&server);
+    controller.pause();
+    assert!(server.logged().contains(" Flush "), "{}", server.logged());
+    let held = client.send(READ);
+    client.expect_held(&[held], A_WHILE);
+    controller.resume();
+    assert_eq!(client.reply(held).unwrap(), [0xaa; 512]);
+}
+
+#[test]
+fn clients_that_nbdkit_has_no_threads_for_harm_no_other_and_no_pause() {
+    let server = Setup::in_memory().under_a_mere_user().options(&[ONE_THREAD]).start();
+    server.threads_at_rest();
+    let at_rest = descriptors(server.pid());
+    let mut client = Client::connect(&server);
+    client.ask(READ);
+    for is_paused in [false, true] {
+        let mut controller = server.controller();
+        if is_paused {
+            controller.pause();
+        }
+        server.limit(NO_MORE_THREADS);
+        let mut refused = UnixStream::connect(server.socket()).unwrap();
+        refused.set_read_timeout(Some(GENEROUS)).unwrap();
+        // What nbdkit does with it is nbdkit's affair.
+        let _ = refused.read(&mut [0; 512]);
+        drop(refused);
+        if !is_paused {
+            controller.pause();
+        }
+        let held = client.send(WRITE);
+        client.expect_held(&[held], A_WHILE);
+        controller.resume();
+        client.reply(held).unwrap();
+        threads_again(&server);
+        Client::connect(&server).leave();
+    }
+    client.leave();
+    server.threads_at_rest();
+    eventually("nothing is kept", GENEROUS, || descriptors(server.pid()) == at_rest);
+    server.stop();
+}
+
+// No descriptors.
+
+/// Starts nbdkit, and waits until the filter serves, too, or nbdkit has ended.
+fn start_for_good(setup: Setup) -> Result<Server, Finished> {
+    let mut server = setup.try_start()?;
+    let mut ended = false;
+    eventually("the filter serves", GENEROUS, || {
+        ended = !server.is_running();
+        ended || process::threads(server.pid()) > 1
+    });
+    if ended { Err(server.ended(GENEROUS).process) } else { Ok(server) }
+}
+
+#[test]
+fn at_any_limit_on_descriptors_nbdkit_can_be_paused_or_ends_and_says_why() {
+    // In a folder that stays when the server's goes.
+    let folder = Setup::in_memory();
+    let control = folder.path("control");
+    let mut served = 0;
+    let mut refusals = String::new();
+    for count in 3..=24 {
+        let setup = Setup::in_memory().most_descriptors(count).control(control.to_str());
+        match start_for_good(setup) {
+            Ok(server) => {
+                served += 1;
+                for _ in 0..2 {
+                    let mut controller = server.controller();
+                    controller.pause();
+                    controller.resume();
+                }
+                // nbdkit takes three for a client.
+                if count >= 20 {
+                    Client::connect(&server).expect_a_whole_pause(&server);
+                }
+                server.stop();
+            }
+            Err(refusal) => {
+                assert_eq!(served, 0, "with {count} it ends, and with fewer it does not");
+                assert!(refusal.status.code().is_some_and(|code| code != 0), "{refusal:#?}");
+                // Error 24: that is how the dynamic linker says it.
+                let says = ["Too many open files", "Error 24"];
+                assert!(says.iter().any(|what| refusal.stderr.contains(what)), "{refusal:#?}");
+                assert!(!control.exists(), "{refusal:#?}");
+                refusals.push_str(&refusal.stderr);
+            }
+        }
+    }
+    // All of that has happened.
+    assert!(served >= 9, "{refusals}");
+    expect_line(&refusals, &["error: ", "pause-control=/", "ulimit -n"]);
+    expect_line(&refusals, &["error: ", "pause-control: ", "set a file descriptor aside"]);
+}
+
+// A file system that takes no socket.
+
+/// Starts nbdkit with its control socket in a folder `full` of its own, which
+/// is a tmpfs with these options, and returns what it says. None, and a word
+/// about it, where that can't be had.
+fn refusal_on_tmpfs(options: &str) -> Option<(String, Finished)> {
+    let may = |words: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(words).args(["mount", "-t", "tmpfs", "tmpfs", "/tmp"]);
+        run(command).status.success()
+    };
+    let unshare = [&["--mount"][..], &["--user", "--map-root-user", "--mount"]];
+    let Some(unshare) = unshare.into_iter().find(|words| may(words)) else {
+        println!("SKIPPED: {options}: this user may not mount a tmpfs, not even in a namespace");
+        return None;
+    };
+    let setup = Setup::in_memory().control(Some("full/control"));
+    fs::create_dir(setup.path("full")).unwrap();
+    let script = format!("mount -t tmpfs -o {options} tmpfs full && exec \"$@\"");
+    let words = [&["unshare"], unshare, &["bash", "-c", &script, "bash"]].concat();
+    let path = setup.path("full/control").to_str().unwrap().to_owned();
+    Some((path, setup.under(&words).refusal()))
+}
+
+#[test]
+fn a_full_disk_for_the_control_socket_is_told_by_its_path() {
+    // The folder itself is the one file.
+    if let Some((path, refusal)) = refusal_on_tmpfs("nr_inodes=1") {
+        let path = format!("pause-control={path}");
+        expect_line(&refusal.stderr, &["error: ", &path, "No space left", "make room"]);
+    }
+}
+
+#[test]
+fn a_read_only_disk_for_the_control_socket_is_told_by_its_path() {
+    if let Some((path, refusal)) = refusal_on_tmpfs("ro") {
+        let path = format!("pause-control={path}");
+        expect_line(&refusal.stderr, &["error: ", &path, "Read-only file system"]);
+    }
+}
