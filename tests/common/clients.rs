@@ -144,7 +144,7 @@ pub fn write_of_one_who_has_gone(server: &Server) {
     let come = server.writes_come();
     let mut client = Client::connect(server);
     process::stop(server.pid());
-    client.send(Request::Write { offset: 0, byte: 0xab });
+    client.send(Request::Write(0, 0xab));
     client.shut_down_sending_half();
     drop(client);
     process::go_on(server.pid());

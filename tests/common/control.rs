@@ -75,22 +75,25 @@ impl Controller {
         }
     }
 
+    /// These commands get these replies.
+    pub fn ask(&mut self, commands: &str, replies: &str) {
+        self.send(commands.as_bytes());
+        self.expect(replies);
+    }
+
     /// `p`, and waits until it is in force.
     pub fn pause(&mut self) {
-        self.send(b"p");
-        self.expect("P");
+        self.ask("p", "P");
     }
 
     /// `+`, and waits until it is in force.
     pub fn hold(&mut self) {
-        self.send(b"+");
-        self.expect("+");
+        self.ask("+", "+");
     }
 
     /// `r`, and waits for the reply.
     pub fn resume(&mut self) {
-        self.send(b"r");
-        self.expect("R");
+        self.ask("r", "R");
     }
 
     /// Sends nothing more, and returns all replies up to the end.

@@ -2,147 +2,90 @@
 //! that requests can be pipelined, and looked after, on one connection.
 
 use std::collections::HashMap;
-use std::ffi::{CStr, CString, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::io;
 use std::ptr;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::server::Server;
-use super::{A_WHILE, GENEROUS, eventually, nbdkit};
+use super::{A_WHILE, GENEROUS, PROMPT, eventually, nbdkit};
 
 /// libnbd.h
 mod sys {
     use std::ffi::{c_char, c_int, c_uint, c_void};
 
-    type Callback = Option<unsafe extern "C" fn(*mut c_void, *mut c_int) -> c_int>;
-    type Extents = Option<
-        unsafe extern "C" fn(*mut c_void, *const c_char, u64, *mut u32, usize, *mut c_int) -> c_int,
-    >;
-    type Free = Option<unsafe extern "C" fn(*mut c_void)>;
+    type Handle = *mut c_void;
+    type Extents =
+        unsafe extern "C" fn(*mut c_void, *const c_char, u64, *mut u32, usize, *mut c_int) -> c_int;
 
+    /// What is called at the end of a request, which is not what we use, or with
+    /// what was asked for.
     #[repr(C)]
-    pub struct CompletionCallback {
-        pub callback: Callback,
+    pub struct Callback<F> {
+        pub callback: Option<F>,
         pub user_data: *mut c_void,
-        pub free: Free,
+        pub free: Option<unsafe extern "C" fn(*mut c_void)>,
     }
 
-    #[repr(C)]
-    pub struct ExtentCallback {
-        pub callback: Extents,
-        pub user_data: *mut c_void,
-        pub free: Free,
-    }
+    pub type Done = Callback<unsafe extern "C" fn(*mut c_void, *mut c_int) -> c_int>;
+    pub type Extent = Callback<Extents>;
 
+    #[rustfmt::skip]
     #[link(name = "nbd")]
     unsafe extern "C" {
-        pub fn nbd_create() -> *mut c_void;
-        pub fn nbd_close(h: *mut c_void);
+        pub fn nbd_create() -> Handle;
+        pub fn nbd_close(h: Handle);
         pub fn nbd_get_error() -> *const c_char;
         pub fn nbd_get_errno() -> c_int;
-        pub fn nbd_add_meta_context(h: *mut c_void, name: *const c_char) -> c_int;
-        pub fn nbd_set_uri_allow_local_file(h: *mut c_void, allow: bool) -> c_int;
-        pub fn nbd_aio_connect_uri(h: *mut c_void, uri: *const c_char) -> c_int;
-        pub fn nbd_aio_connect_command(h: *mut c_void, argv: *const *const c_char) -> c_int;
-        pub fn nbd_get_tls_negotiated(h: *mut c_void) -> c_int;
-        pub fn nbd_aio_is_ready(h: *mut c_void) -> c_int;
-        pub fn nbd_aio_is_connecting(h: *mut c_void) -> c_int;
-        pub fn nbd_aio_get_fd(h: *mut c_void) -> c_int;
-        pub fn nbd_poll(h: *mut c_void, timeout: c_int) -> c_int;
-        pub fn nbd_get_size(h: *mut c_void) -> i64;
-        pub fn nbd_shutdown(h: *mut c_void, flags: c_uint) -> c_int;
-        pub fn nbd_aio_command_completed(h: *mut c_void, cookie: u64) -> c_int;
-        pub fn nbd_aio_pread(
-            h: *mut c_void,
-            buf: *mut c_void,
-            count: usize,
-            offset: u64,
-            done: CompletionCallback,
-            flags: u32,
-        ) -> i64;
-        pub fn nbd_aio_pwrite(
-            h: *mut c_void,
-            buf: *const c_void,
-            count: usize,
-            offset: u64,
-            done: CompletionCallback,
-            flags: u32,
-        ) -> i64;
-        pub fn nbd_aio_flush(h: *mut c_void, done: CompletionCallback, flags: u32) -> i64;
-        pub fn nbd_aio_trim(
-            h: *mut c_void,
-            count: u64,
-            offset: u64,
-            done: CompletionCallback,
-            flags: u32,
-        ) -> i64;
-        pub fn nbd_aio_zero(
-            h: *mut c_void,
-            count: u64,
-            offset: u64,
-            done: CompletionCallback,
-            flags: u32,
-        ) -> i64;
-        pub fn nbd_aio_cache(
-            h: *mut c_void,
-            count: u64,
-            offset: u64,
-            done: CompletionCallback,
-            flags: u32,
-        ) -> i64;
-        pub fn nbd_aio_block_status(
-            h: *mut c_void,
-            count: u64,
-            offset: u64,
-            extents: ExtentCallback,
-            done: CompletionCallback,
-            flags: u32,
-        ) -> i64;
+        pub fn nbd_add_meta_context(h: Handle, name: *const c_char) -> c_int;
+        pub fn nbd_set_uri_allow_local_file(h: Handle, allow: bool) -> c_int;
+        pub fn nbd_aio_connect_uri(h: Handle, uri: *const c_char) -> c_int;
+        pub fn nbd_aio_connect_command(h: Handle, argv: *const *const c_char) -> c_int;
+        pub fn nbd_get_tls_negotiated(h: Handle) -> c_int;
+        pub fn nbd_aio_is_ready(h: Handle) -> c_int;
+        pub fn nbd_aio_is_connecting(h: Handle) -> c_int;
+        pub fn nbd_aio_get_fd(h: Handle) -> c_int;
+        pub fn nbd_poll(h: Handle, timeout: c_int) -> c_int;
+        pub fn nbd_get_size(h: Handle) -> i64;
+        pub fn nbd_shutdown(h: Handle, flags: c_uint) -> c_int;
+        pub fn nbd_aio_command_completed(h: Handle, cookie: u64) -> c_int;
+        pub fn nbd_aio_pread(h: Handle, to: *mut c_void, n: usize, at: u64, done: Done, f: u32) -> i64;
+        pub fn nbd_aio_pwrite(h: Handle, from: *const c_void, n: usize, at: u64, done: Done, f: u32) -> i64;
+        pub fn nbd_aio_flush(h: Handle, done: Done, f: u32) -> i64;
+        pub fn nbd_aio_trim(h: Handle, n: u64, at: u64, done: Done, f: u32) -> i64;
+        pub fn nbd_aio_zero(h: Handle, n: u64, at: u64, done: Done, f: u32) -> i64;
+        pub fn nbd_aio_cache(h: Handle, n: u64, at: u64, done: Done, f: u32) -> i64;
+        pub fn nbd_aio_block_status(h: Handle, n: u64, at: u64, to: Extent, done: Done, f: u32) -> i64;
     }
 }
 
-/// A request of 512 bytes, where its kind has a size.
+/// A request of 512 bytes at an offset, where its kind has such.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    Read {
-        offset: u64,
-    },
-    /// All bytes are `byte`.
-    Write {
-        offset: u64,
-        byte: u8,
-    },
+    Read(u64),
+    /// All bytes are this one.
+    Write(u64, u8),
     Flush,
-    Trim {
-        offset: u64,
-    },
-    Zero {
-        offset: u64,
-    },
-    Extents {
-        offset: u64,
-    },
-    Cache {
-        offset: u64,
-    },
+    Trim(u64),
+    Zero(u64),
+    Extents(u64),
+    Cache(u64),
 }
+
+pub use Request::{Cache, Extents, Flush, Read, Trim, Write, Zero};
+
+pub const READ: Request = Read(0);
+pub const WRITE: Request = Write(0, 0xaa);
+
+/// One of each kind.
+pub const ONE_OF_EACH: [Request; 7] =
+    [READ, Write(512, 0xaa), Flush, Trim(1024), Zero(1536), Extents(2048), Cache(2560)];
 
 const SIZE: usize = 512;
 
 /// LIBNBD_CMD_FLAG_FUA
 const FUA: u32 = 1;
-
-/// One of each kind.
-pub const ONE_OF_EACH: [Request; 7] = [
-    Request::Read { offset: 0 },
-    Request::Write { offset: 512, byte: 0xaa },
-    Request::Flush,
-    Request::Trim { offset: 1024 },
-    Request::Zero { offset: 1536 },
-    Request::Extents { offset: 2048 },
-    Request::Cache { offset: 2560 },
-];
 
 /// A request that was sent; what to ask for its reply with.
 #[derive(Clone, Copy, Debug)]
@@ -239,36 +182,27 @@ impl Client {
 
     fn send_with(&mut self, request: Request, flags: u32) -> Ticket {
         let mut buffer = match request {
-            Request::Read { .. } => vec![0; SIZE],
-            Request::Write { byte, .. } => vec![byte; SIZE],
+            Read(_) => vec![0; SIZE],
+            Write(_, byte) => vec![byte; SIZE],
             _ => Vec::new(),
         };
         let size = SIZE as u64;
         let (h, data) = (self.handle, buffer.as_mut_ptr().cast::<c_void>());
+        let extents =
+            sys::Extent { callback: Some(ignore_extents), user_data: ptr::null_mut(), free: None };
         // SAFETY: the handle is open; the buffer has SIZE bytes on the heap,
         // which stay where they are until the request is over or the handle
         // is closed; NULL callbacks are allowed but for the extents, and
         // `ignore_extents` touches nothing.
         let cookie = unsafe {
             match request {
-                Request::Read { offset } => {
-                    sys::nbd_aio_pread(h, data, SIZE, offset, done(), flags)
-                }
-                Request::Write { offset, .. } => {
-                    sys::nbd_aio_pwrite(h, data, SIZE, offset, done(), flags)
-                }
-                Request::Flush => sys::nbd_aio_flush(h, done(), flags),
-                Request::Trim { offset } => sys::nbd_aio_trim(h, size, offset, done(), flags),
-                Request::Zero { offset } => sys::nbd_aio_zero(h, size, offset, done(), flags),
-                Request::Cache { offset } => sys::nbd_aio_cache(h, size, offset, done(), flags),
-                Request::Extents { offset } => {
-                    let extents = sys::ExtentCallback {
-                        callback: Some(ignore_extents),
-                        user_data: ptr::null_mut(),
-                        free: None,
-                    };
-                    sys::nbd_aio_block_status(h, size, offset, extents, done(), flags)
-                }
+                Read(at) => sys::nbd_aio_pread(h, data, SIZE, at, done(), flags),
+                Write(at, _) => sys::nbd_aio_pwrite(h, data, SIZE, at, done(), flags),
+                Flush => sys::nbd_aio_flush(h, done(), flags),
+                Trim(at) => sys::nbd_aio_trim(h, size, at, done(), flags),
+                Zero(at) => sys::nbd_aio_zero(h, size, at, done(), flags),
+                Cache(at) => sys::nbd_aio_cache(h, size, at, done(), flags),
+                Extents(at) => sys::nbd_aio_block_status(h, size, at, extents, done(), flags),
             }
         };
         assert!(cookie > 0, "{request:?}: {}", last_error());
@@ -303,6 +237,34 @@ impl Client {
     /// The reply; panics if there is none.
     pub fn reply(&mut self, ticket: Ticket) -> Reply {
         self.reply_within(ticket, GENEROUS).unwrap_or_else(|| panic!("request {ticket:?} hangs"))
+    }
+
+    /// Sends a request that is held: no reply comes for a while.
+    pub fn held(&mut self, request: Request) -> Ticket {
+        let ticket = self.send(request);
+        self.expect_held(&[ticket], A_WHILE);
+        ticket
+    }
+
+    /// What was held, or sent a moment ago, is carried out now.
+    pub fn goes_on(&mut self, ticket: Ticket) -> Vec<u8> {
+        let reply = self.reply_within(ticket, PROMPT).expect("the request is held still");
+        reply.expect("success")
+    }
+
+    /// A request that comes now is carried out at once.
+    pub fn flows(&mut self, request: Request) -> Vec<u8> {
+        let ticket = self.send(request);
+        self.goes_on(ticket)
+    }
+
+    /// Sends a read that stays in the plugin; see `Setup::obedient`.
+    pub fn read_stays_in_plugin(&mut self, server: &Server) -> Ticket {
+        let _ = std::fs::remove_file(server.path("reading"));
+        server.make("slow-read");
+        let read = self.send(READ);
+        server.await_file("reading");
+        read
     }
 
     /// Sends a request, waits for its reply, and expects success.
@@ -348,11 +310,11 @@ impl Client {
     pub fn expect_a_whole_pause(&mut self, server: &Server) {
         let mut controller = server.controller();
         controller.pause();
-        let held = self.send(Request::Write { offset: 0, byte: 0xaa });
+        let held = self.send(WRITE);
         self.expect_held(&[held], A_WHILE / 3);
         controller.resume();
-        self.reply(held).expect("success");
-        assert_eq!(self.ask(Request::Read { offset: 0 }), [0xaa; SIZE]);
+        self.goes_on(held);
+        assert_eq!(self.ask(READ), [0xaa; SIZE]);
     }
 
     /// Waits until the server has read all that was sent. Unix sockets only.
@@ -403,13 +365,13 @@ impl Drop for Client {
     }
 }
 
-fn done() -> sys::CompletionCallback {
-    sys::CompletionCallback { callback: None, user_data: ptr::null_mut(), free: None }
+fn done() -> sys::Done {
+    sys::Done { callback: None, user_data: ptr::null_mut(), free: None }
 }
 
 unsafe extern "C" fn ignore_extents(
     _: *mut c_void,
-    _: *const std::ffi::c_char,
+    _: *const c_char,
     _: u64,
     _: *mut u32,
     _: usize,

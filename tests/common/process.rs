@@ -110,6 +110,14 @@ impl Process {
         self.status
     }
 
+    /// Waits until `holds`, while this has to run.
+    pub fn runs_until(&mut self, what: &str, mut holds: impl FnMut() -> bool) {
+        eventually(what, GENEROUS, || {
+            assert!(self.is_running(), "{}", self.stderr());
+            holds()
+        });
+    }
+
     /// Sends `signal` to the child alone.
     pub fn signal(&self, signal: i32) {
         // A child that has been waited for has no id any more.

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use super::control::Controller;
 use super::process::{self, Finished, Process, run};
-use super::{A_WHILE, GENEROUS, PROMPT, eventually, filter, nbdkit};
+use super::{A_WHILE, GENEROUS, PROMPT, alone, eventually, filter, nbdkit};
 
 /// The user that `nbdkit -u nobody` becomes.
 pub const NOBODY: u32 = 65534;
@@ -70,32 +70,58 @@ pub struct Setup {
     tls: bool,
     background: bool,
     user: Option<u32>,
-    umask: Option<libc::mode_t>,
-    most_descriptors: Option<u64>,
     refused_call: Option<u32>,
+}
+
+/// A plugin that does as it is told by files in its folder: reads last as long as
+/// there is `slow-read` (and make `reading`), flushes as long as there is `slow`;
+/// they fail while there is `broken`. `flushes` has a line for each begin and end,
+/// `written` what was written. No client is let in while there is `closed`.
+const OBEDIENT: [&str; 11] = [
+    "eval",
+    "thread_model=echo parallel",
+    "open=while [ -e closed ]; do sleep 0.01; done",
+    "get_size=echo 1M",
+    "pread=
+        touch reading
+        while [ -e slow-read ]; do sleep 0.01; done
+        head -c $3 /dev/zero",
+    "pwrite=cat >>written",
+    "zero=exit 0",
+    "trim=exit 0",
+    "cache=exit 0",
+    "extents=echo 0 1M",
+    "flush=
+        echo begin >>flushes
+        while [ -e slow ]; do sleep 0.01; done
+        if [ -e broken ]; then broken=yes; else broken=; fi
+        echo end >>flushes
+        if [ $broken ]; then echo 'EIO the platters are broken' >&2; exit 1; fi",
+];
+
+fn owned(words: &[&str]) -> Vec<String> {
+    words.iter().map(|&word| word.to_owned()).collect()
 }
 
 impl Setup {
     /// The filter under test over `plugin`, which comes with its parameters.
     /// The control socket is `control` in the server's folder.
     pub fn new(plugin: &[&str]) -> Self {
-        let dir = tempfile::Builder::new().prefix("pause-").tempdir().expect("a temporary folder");
+        alone::at_work();
         Setup {
-            dir,
+            dir: tempfile::Builder::new().prefix("pause-").tempdir().expect("a temporary folder"),
             filter: Some(filter::ours().to_path_buf()),
             wrapper: Vec::new(),
             options: Vec::new(),
             above: Vec::new(),
             below: Vec::new(),
-            plugin: plugin.iter().map(|&part| part.to_owned()).collect(),
+            plugin: owned(plugin),
             control: Some("control".to_owned()),
             model: ThreadModel::Parallel,
             tcp: false,
             tls: false,
             background: false,
             user: None,
-            umask: None,
-            most_descriptors: None,
             refused_call: None,
         }
     }
@@ -112,6 +138,11 @@ impl Setup {
             .and_then(|file| file.set_len(mib << 20))
             .expect("a disk");
         setup
+    }
+
+    /// A disk of 1 MiB of zeroes, in a plugin that files tell what to do; see above.
+    pub fn obedient() -> Self {
+        Setup::new(&OBEDIENT)
     }
 
     /// The folder stays when the server goes, for whoever wants to look at it.
@@ -169,13 +200,31 @@ impl Setup {
 
     /// More parameters, `key=value`.
     pub fn parameters(mut self, parameters: &[&str]) -> Self {
-        self.plugin.extend(parameters.iter().map(|&part| part.to_owned()));
+        self.plugin.extend(owned(parameters));
         self
+    }
+
+    /// One more parameter.
+    pub fn with(self, parameter: &str) -> Self {
+        self.parameters(&[parameter])
+    }
+
+    pub fn holds(self) -> Self {
+        self.with("pause-hold=true")
+    }
+
+    pub fn flushes(self) -> Self {
+        self.with("pause-flush=true")
+    }
+
+    /// Pauses end after `LIMIT`.
+    pub fn limited(self) -> Self {
+        self.with("pause-timeout=600ms")
     }
 
     /// More options of nbdkit itself.
     pub fn options(mut self, options: &[&str]) -> Self {
-        self.options.extend(options.iter().map(|&option| option.to_owned()));
+        self.options.extend(owned(options));
         self
     }
 
@@ -242,15 +291,13 @@ impl Setup {
         self
     }
 
-    pub fn umask(mut self, umask: u32) -> Self {
-        self.umask = Some(umask);
-        self
+    pub fn umask(self, umask: u32) -> Self {
+        self.under(&["sh", "-c", &format!("umask {umask:04o} && exec \"$@\""), "sh"])
     }
 
     /// A limit on open descriptors.
-    pub fn most_descriptors(mut self, count: u64) -> Self {
-        self.most_descriptors = Some(count);
-        self
+    pub fn most_descriptors(self, count: u64) -> Self {
+        self.under(&["prlimit", &format!("--nofile={count}")])
     }
 
     /// One system call, by its number, fails with ENOSYS, as on an old kernel
@@ -260,9 +307,9 @@ impl Setup {
         self
     }
 
-    /// Started by another program, such as strace.
+    /// Started by another program, such as strace, inside of those given before.
     pub fn under(mut self, wrapper: &[&str]) -> Self {
-        self.wrapper = wrapper.iter().map(|&part| part.to_owned()).collect();
+        self.wrapper.extend(owned(wrapper));
         self
     }
 
@@ -294,26 +341,10 @@ impl Setup {
         if let Some(user) = self.user {
             command.uid(user).gid(user);
         }
-        let (umask, most_descriptors) = (self.umask, self.most_descriptors);
-        let refused_call = self.refused_call;
-        // SAFETY: umask(2), setrlimit(2) and prctl(2) are plain system calls,
-        // which may be made between fork and exec; what they read is of this frame.
-        unsafe {
-            command.pre_exec(move || {
-                if let Some(umask) = umask {
-                    libc::umask(umask);
-                }
-                if let Some(count) = most_descriptors {
-                    let limit = libc::rlimit { rlim_cur: count, rlim_max: count };
-                    if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) != 0 {
-                        return Err(io::Error::last_os_error());
-                    }
-                }
-                if let Some(number) = refused_call {
-                    refuse_call(number)?;
-                }
-                Ok(())
-            });
+        if let Some(number) = self.refused_call {
+            // SAFETY: prctl(2) is a plain system call, which may be made between fork
+            // and exec; what it reads is of the callee's frame.
+            unsafe { command.pre_exec(move || refuse_call(number)) };
         }
         command
     }
@@ -382,6 +413,14 @@ impl Setup {
         let finished = process.finish(GENEROUS);
         assert_eq!(finished.status.code(), Some(1), "{finished:#?}");
         finished
+    }
+
+    /// Like `refusal`, which has all of these words in it.
+    pub fn refused(&self, words: &[&str]) {
+        let refusal = self.refusal();
+        let missing: Vec<_> =
+            words.iter().filter(|word| !refusal.stderr.contains(**word)).collect();
+        assert!(missing.is_empty(), "no {missing:?} in {refusal:#?}");
     }
 
     /// Starts nbdkit, and expects it to end by itself, with an error, although
@@ -558,6 +597,11 @@ impl Server {
         Controller::connect(&self.control_path())
     }
 
+    /// So many of them.
+    pub fn controllers(&self, count: usize) -> Vec<Controller> {
+        (0..count).map(|_| self.controller()).collect()
+    }
+
     /// Returns when all commands that were sent before are carried out, or wait.
     pub fn all_is_heard(&self) {
         let mut controller = self.controller();
@@ -579,6 +623,36 @@ impl Server {
     pub fn wait_for_writes(&self, count: usize) {
         eventually(&format!("{count} writes"), GENEROUS, || self.writes_come() >= count);
         thread::sleep(A_WHILE);
+    }
+
+    /// Makes a file in its folder.
+    pub fn make(&self, name: &str) {
+        fs::write(self.path(name), "").expect("a file");
+    }
+
+    /// Removes one.
+    pub fn remove(&self, name: &str) {
+        fs::remove_file(self.path(name)).expect("a file");
+    }
+
+    /// What is in one; nothing, if there is none.
+    pub fn content(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap_or_default()
+    }
+
+    /// How long one is.
+    pub fn size(&self, name: &str) -> u64 {
+        fs::metadata(self.path(name)).map_or(0, |file| file.len())
+    }
+
+    /// Waits until there is one.
+    pub fn await_file(&self, name: &str) {
+        eventually(name, GENEROUS, || self.path(name).exists());
+    }
+
+    /// What is on the disk.
+    pub fn disk(&self) -> Vec<u8> {
+        fs::read(self.path("disk.img")).expect("the disk")
     }
 
     /// How much nbdkit-log-filter has written.
@@ -689,6 +763,11 @@ impl Ended {
     /// A path in the server's folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.setup.path(name)
+    }
+
+    /// What is on the disk.
+    pub fn disk(&self) -> Vec<u8> {
+        fs::read(self.path("disk.img")).expect("the disk")
     }
 
     /// The same, to be started again in the same folder.

@@ -15,8 +15,8 @@ use crate::common::random::Random;
 use crate::common::server::{Server, Setup};
 use crate::common::{A_WHILE, GENEROUS, PROMPT, eventually};
 
-const READ: Request = Request::Read { offset: 0 };
-const WRITE: Request = Request::Write { offset: 0, byte: 0xaa };
+const READ: Request = Request::Read(0);
+const WRITE: Request = Request::Write(0, 0xaa);
 
 /// So many are connected at once.
 const MOST: usize = 64;

@@ -40,16 +40,16 @@ fn held_writes_are_never_applied(setup: Setup, model: ThreadModel, writes: usize
     // While it is still paused, its threads go and the next client comes.
     eventually("its threads are freed", PROMPT, || server.threads() == at_rest);
     let mut next = Client::connect_within(&server, PROMPT).expect("the next client is let in");
-    let held = next.send(Request::Write { offset: 0, byte: 7 });
+    let held = next.send(Request::Write(0, 7));
     next.expect_held(&[held], A_WHILE);
 
     controller.resume();
     next.reply(held).unwrap();
-    assert_eq!(next.ask(Request::Read { offset: FAR }), [0; 512]);
+    assert_eq!(next.ask(Request::Read(FAR)), [0; 512]);
     // Newer data is not written over, either.
-    next.ask(Request::Write { offset: FAR, byte: 9 });
+    next.ask(Request::Write(FAR, 9));
     thread::sleep(A_WHILE);
-    assert_eq!(next.ask(Request::Read { offset: FAR }), [9; 512]);
+    assert_eq!(next.ask(Request::Read(FAR)), [9; 512]);
     next.leave();
     let ended = server.stop();
     let disk = ended.path("disk.img");
@@ -167,7 +167,7 @@ fn a_client_that_dies_with_many_requests_held_never_takes_the_server_down() {
         controller.pause();
         let mut client = Client::connect(&server);
         for block in 0..MANY as u64 {
-            client.send(Request::Write { offset: FAR + 512 * block, byte: 0xdd });
+            client.send(Request::Write(FAR + 512 * block, 0xdd));
         }
         let at_once = ThreadModel::Parallel.at_once();
         eventually("its threads are busy", GENEROUS, || server.writes_come() >= before + at_once);
@@ -189,8 +189,7 @@ fn others_are_served(model: ThreadModel) {
     controller.pause();
     let writer = Writer::start(&server, 4, FAR);
     server.wait_for_writes(4.min(model.at_once()));
-    let held = [1, 2, 3]
-        .map(|block| other.send(Request::Write { offset: 512 * u64::from(block), byte: block }));
+    let held = [1, 2, 3].map(|block| other.send(Request::Write(512 * u64::from(block), block)));
     other.expect_held(&held, A_WHILE);
     writer.kill();
     other.expect_held(&held, A_WHILE);
@@ -198,7 +197,7 @@ fn others_are_served(model: ThreadModel) {
     for ticket in held {
         assert!(matches!(other.reply_within(ticket, PROMPT), Some(Ok(_))));
     }
-    assert_eq!(other.ask(Request::Read { offset: 1536 }), [3; 512]);
+    assert_eq!(other.ask(Request::Read(1536)), [3; 512]);
     other.leave();
     let ended = server.stop();
     let disk = ended.path("disk.img");
@@ -226,7 +225,7 @@ fn shut_down(setup: Setup) {
     let mut client = Client::connect(&server);
     let mut controller = server.controller();
     controller.pause();
-    let held = [0, 512, 1024].map(|offset| client.send(Request::Write { offset, byte: 1 }));
+    let held = [0, 512, 1024].map(|offset| client.send(Request::Write(offset, 1)));
     client.expect_held(&held, A_WHILE);
     client.shut_down_sending_half();
     // It can still hear.
@@ -236,7 +235,7 @@ fn shut_down(setup: Setup) {
     eventually("its threads are freed", PROMPT, || server.threads() == at_rest);
     controller.resume();
     let mut next = Client::connect(&server);
-    assert_eq!(next.ask(Request::Read { offset: 0 }), [0; 512]);
+    assert_eq!(next.ask(Request::Read(0)), [0; 512]);
     drop((client, next));
     let ended = server.stop();
     let disk = ended.path("disk.img");

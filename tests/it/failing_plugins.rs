@@ -13,8 +13,8 @@ use crate::common::process::expect_line;
 use crate::common::server::{Server, Setup};
 use crate::common::{A_WHILE, GENEROUS, PROMPT, eventually, nbdkit};
 
-const READ: Request = Request::Read { offset: 0 };
-const WRITE: Request = Request::Write { offset: 0, byte: 0xaa };
+const READ: Request = Request::Read(0);
+const WRITE: Request = Request::Write(0, 0xaa);
 
 /// A pause-timeout that is waited for.
 const LIMIT: Duration = Duration::from_millis(600);

@@ -12,8 +12,8 @@ use crate::common::process::{self, send_signal};
 use crate::common::server::Setup;
 use crate::common::{A_WHILE, GENEROUS, PROMPT, eventually};
 
-const READ: Request = Request::Read { offset: 0 };
-const WRITE: Request = Request::Write { offset: 0, byte: 0xaa };
+const READ: Request = Request::Read(0);
+const WRITE: Request = Request::Write(0, 0xaa);
 
 #[test]
 fn clients_connect_and_leave_during_a_pause_under_a_plugin_that_forks_for_each_call() {
@@ -125,7 +125,7 @@ fn a_plugin_that_forks_all_the_time_leaves_the_pause_and_the_socket_alone() {
     for byte in 1..=3 {
         let mut controller = server.controller();
         controller.pause();
-        let held = client.send(Request::Write { offset: 0, byte });
+        let held = client.send(Request::Write(0, byte));
         many_forks();
         server.controller().pause();
         let mut late = Client::connect(&server);

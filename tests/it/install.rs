@@ -259,7 +259,7 @@ fn in_folders_of_ones_own_it_is_used_by_path() {
     let mut client = Client::connect(&server);
     let mut controller = server.controller();
     controller.pause();
-    let held = client.send(Request::Read { offset: 0 });
+    let held = client.send(Request::Read(0));
     client.all_read_by_server();
     client.expect_held(&[held], A_WHILE);
     controller.resume();
@@ -445,7 +445,7 @@ fn a_server_that_runs_is_not_disturbed_by_an_install_over_its_filter() {
     let mut client = Client::connect(&server);
     let mut controller = server.controller();
     controller.pause();
-    let held = client.send(Request::Write { offset: 0, byte: 7 });
+    let held = client.send(Request::Write(0, 7));
     client.all_read_by_server();
 
     let new = ours_and_a_byte(dir.path());
@@ -462,7 +462,7 @@ fn a_server_that_runs_is_not_disturbed_by_an_install_over_its_filter() {
     client.expect_held(&[held], A_WHILE);
     controller.resume();
     client.reply(held).unwrap();
-    assert_eq!(client.ask(Request::Read { offset: 0 }), [7; 512]);
+    assert_eq!(client.ask(Request::Read(0)), [7; 512]);
     controller.pause();
     controller.resume();
     drop(client);

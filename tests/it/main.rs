@@ -13,6 +13,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[macro_use]
+mod stage;
 mod controllers;
 mod dead_clients;
 mod failing_plugins;

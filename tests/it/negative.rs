@@ -162,7 +162,7 @@ fn of_servers_that_start_at_once_on_a_dead_socket_one_gets_it() {
         let mut client = Client::connect(&server);
         let mut controller = Controller::connect(&control);
         controller.pause();
-        let held = client.send(Request::Read { offset: 0 });
+        let held = client.send(Request::Read(0));
         client.expect_held(&[held], A_WHILE / 3);
         controller.resume();
         client.reply(held).unwrap();

@@ -42,7 +42,7 @@ fn write_and_leave(setup: Setup, before: Before) -> Server {
             }
             Before::Resume => controller.resume(),
         }
-        client.send(Request::Write { offset: 512 * block, byte: 0xab });
+        client.send(Request::Write(512 * block, 0xab));
         client.leave();
     }
     server.threads_at_rest();
@@ -141,7 +141,7 @@ fn expect_whole(disk: &Path) {
 fn with_data(server: &Server) -> Client {
     let mut client = Client::connect(server);
     for block in 0..20 {
-        client.ask(Request::Write { offset: 50_000 * block, byte: 7 });
+        client.ask(Request::Write(50_000 * block, 7));
         if block == 15 {
             client.ask(Request::Flush);
         }
@@ -247,7 +247,7 @@ fn the_other_lives(resume_at_once: bool) {
     let mut other = Client::connect(&server);
     let mut dying = Client::connect(&server);
     for (client, offset) in [(&mut other, 0), (&mut dying, 512)] {
-        client.ask(Request::Write { offset, byte: 1 });
+        client.ask(Request::Write(offset, 1));
     }
     let mut controller = server.controller();
     controller.pause();
@@ -259,9 +259,7 @@ fn the_other_lives(resume_at_once: bool) {
         thread::sleep(A_WHILE);
     }
     controller.resume();
-    for request in
-        [Request::Write { offset: 0, byte: 2 }, Request::Flush, Request::Read { offset: 0 }]
-    {
+    for request in [Request::Write(0, 2), Request::Flush, Request::Read(0)] {
         other.ask(request);
     }
 }
@@ -287,15 +285,15 @@ fn a_client_that_dies_in_a_pause_harms_no_other_under_openonce() {
     let mut dying = Client::connect(&server);
     let mut controller = server.controller();
     controller.pause();
-    let held = dying.send(Request::Write { offset: 0, byte: 0xdd });
+    let held = dying.send(Request::Write(0, 0xdd));
     dying.expect_held(&[held], A_WHILE);
     dying.shut_down_sending_half();
     drop(dying);
     thread::sleep(A_WHILE);
     controller.resume();
-    assert_eq!(other.ask(Request::Read { offset: 0 }), [0; 512]);
-    other.ask(Request::Write { offset: 0, byte: 1 });
-    assert_eq!(Client::connect(&server).ask(Request::Read { offset: 0 }), [1; 512]);
+    assert_eq!(other.ask(Request::Read(0)), [0; 512]);
+    other.ask(Request::Write(0, 1));
+    assert_eq!(Client::connect(&server).ask(Request::Read(0)), [1; 512]);
 }
 
 #[test]
@@ -303,12 +301,12 @@ fn a_client_that_writes_and_leaves_harms_no_other_under_openonce() {
     let Some(server) = open_once() else { return };
     for byte in 1..10 {
         let mut client = Client::connect(&server);
-        client.send(Request::Write { offset: 0, byte });
+        client.send(Request::Write(0, byte));
         client.leave();
     }
     let mut other = Client::connect(&server);
-    other.ask(Request::Write { offset: 0, byte: 99 });
-    assert_eq!(other.ask(Request::Read { offset: 0 }), [99; 512]);
+    other.ask(Request::Write(0, 99));
+    assert_eq!(other.ask(Request::Read(0)), [99; 512]);
 }
 
 // --- What is held gets through ---------------------------------------------
@@ -326,9 +324,8 @@ fn what_is_held_gets_through_at_the_next_resume_even_if_a_pause_follows_at_once(
     let mut controller = server.controller();
     controller.pause();
     for round in 1..=10 {
-        let held: Vec<Ticket> = (0..16)
-            .map(|block| client.send(Request::Write { offset: 512 * block, byte: round }))
-            .collect();
+        let held: Vec<Ticket> =
+            (0..16).map(|block| client.send(Request::Write(512 * block, round))).collect();
         client.all_read_by_server();
         server.wait_for_writes(held.len() * usize::from(round));
         barrier(&mut controller);

@@ -11,7 +11,7 @@ use crate::common::random::Random;
 use crate::common::server::{Daemon, Server, Setup};
 use crate::common::{A_WHILE, GENEROUS, PROMPT, clients, eventually, filter, nbdkit};
 
-const READ: Request = Request::Read { offset: 0 };
+const READ: Request = Request::Read(0);
 
 fn start() -> Server {
     Setup::in_memory().start()

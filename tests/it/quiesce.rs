@@ -149,7 +149,7 @@ fn copies_of_the_disk_at_the_start_and_the_end_of_a_pause_are_identical() {
 fn a_stuck_drain_is_ended_by_r_of_a_second_controller() {
     let server = Setup::in_memory().logged().below("delay", &["rdelay=30"]).start();
     let mut client = Client::connect(&server);
-    let stuck = client.send(Request::Read { offset: 0 });
+    let stuck = client.send(Request::Read(0));
     eventually("the read is below us", GENEROUS, || server.logged().contains(" Read id=1"));
     let (mut one, mut two, mut three) =
         (server.controller(), server.controller(), server.controller());
@@ -167,7 +167,7 @@ fn a_stuck_drain_is_ended_by_r_of_a_second_controller() {
     two.resume();
     three.expect("X");
     // And requests flow.
-    client.ask(Request::Write { offset: 0, byte: 1 });
+    client.ask(Request::Write(0, 1));
     assert_eq!(client.reply_within(stuck, Duration::ZERO), None);
     // The delayed read ends early with the client.
     drop(client);
@@ -178,12 +178,12 @@ fn a_stuck_drain_is_ended_by_r_of_a_second_controller() {
 fn r_ends_a_stuck_drain_for_the_requests_that_were_held_by_it() {
     let server = Setup::in_memory().logged().below("delay", &["rdelay=30"]).start();
     let mut client = Client::connect(&server);
-    client.send(Request::Read { offset: 0 });
+    client.send(Request::Read(0));
     eventually("the read is below us", GENEROUS, || server.logged().contains(" Read id=1"));
     let mut controller = server.controller();
     controller.send(b"p");
     controller.expect_silence(Duration::from_millis(50));
-    let held = client.send(Request::Write { offset: 0, byte: 1 });
+    let held = client.send(Request::Write(0, 1));
     client.expect_held(&[held], A_WHILE);
     server.controller().resume();
     assert_eq!(client.reply_within(held, PROMPT), Some(Ok(vec![1; 512])));

@@ -16,13 +16,13 @@ fn start() -> Server {
 /// How nbdkit-log-filter calls it.
 fn name(request: Request) -> &'static str {
     match request {
-        Request::Read { .. } => " Read ",
-        Request::Write { .. } => " Write ",
+        Request::Read(..) => " Read ",
+        Request::Write(..) => " Write ",
         Request::Flush => " Flush ",
-        Request::Trim { .. } => " Trim ",
-        Request::Zero { .. } => " Zero ",
-        Request::Extents { .. } => " Extents ",
-        Request::Cache { .. } => " Cache ",
+        Request::Trim(..) => " Trim ",
+        Request::Zero(..) => " Zero ",
+        Request::Extents(..) => " Extents ",
+        Request::Cache(..) => " Cache ",
     }
 }
 
@@ -43,12 +43,12 @@ fn is_held_until_resume(request: Request) {
 
 #[test]
 fn a_read_is_held_until_resume() {
-    is_held_until_resume(Request::Read { offset: 0 });
+    is_held_until_resume(Request::Read(0));
 }
 
 #[test]
 fn a_write_is_held_until_resume() {
-    is_held_until_resume(Request::Write { offset: 0, byte: 0xaa });
+    is_held_until_resume(Request::Write(0, 0xaa));
 }
 
 #[test]
@@ -58,22 +58,22 @@ fn a_flush_is_held_until_resume() {
 
 #[test]
 fn a_trim_is_held_until_resume() {
-    is_held_until_resume(Request::Trim { offset: 0 });
+    is_held_until_resume(Request::Trim(0));
 }
 
 #[test]
 fn a_zero_is_held_until_resume() {
-    is_held_until_resume(Request::Zero { offset: 0 });
+    is_held_until_resume(Request::Zero(0));
 }
 
 #[test]
 fn a_block_status_is_held_until_resume() {
-    is_held_until_resume(Request::Extents { offset: 0 });
+    is_held_until_resume(Request::Extents(0));
 }
 
 #[test]
 fn a_cache_is_held_until_resume() {
-    is_held_until_resume(Request::Cache { offset: 0 });
+    is_held_until_resume(Request::Cache(0));
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn all_kinds_held_together_complete_after_resume() {
             client.reply(ticket).unwrap();
         }
     }
-    assert_eq!(client.ask(Request::Read { offset: 512 }), [0xaa; 512]);
+    assert_eq!(client.ask(Request::Read(512)), [0xaa; 512]);
 }
 
 #[test]
@@ -100,15 +100,15 @@ fn a_request_that_fails_below_us_fails_as_it_would_without_us() {
     let server =
         Setup::in_memory().below("error", &["error=ENOSPC", "error-pwrite-rate=100%"]).start();
     let mut client = Client::connect(&server);
-    let write = client.send(Request::Write { offset: 0, byte: 1 });
+    let write = client.send(Request::Write(0, 1));
     assert_eq!(client.reply(write), Err(libc::ENOSPC));
     let mut controller = server.controller();
     controller.pause();
-    let write = client.send(Request::Write { offset: 0, byte: 1 });
+    let write = client.send(Request::Write(0, 1));
     client.expect_held(&[write], A_WHILE);
     controller.resume();
     assert_eq!(client.reply(write), Err(libc::ENOSPC));
-    client.ask(Request::Read { offset: 0 });
+    client.ask(Request::Read(0));
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn a_client_connects_and_negotiates_during_a_pause() {
     assert!(info.stdout.contains("1048576"), "{info:#?}");
     // It comes while paused, asks while paused, and is served afterwards.
     client = Client::connect(&server);
-    let read = client.send(Request::Read { offset: 0 });
+    let read = client.send(Request::Read(0));
     client.expect_held(&[read], A_WHILE);
     controller.resume();
     client.reply(read).unwrap();
@@ -136,8 +136,8 @@ fn a_pause_is_answered_once_the_requests_in_flight_are_done_and_not_before() {
         Setup::in_memory().logged().below("delay", &["rdelay=400ms", "wdelay=700ms"]).start();
     let mut one = Client::connect(&server);
     let mut two = Client::connect(&server);
-    let read = one.send(Request::Read { offset: 0 });
-    let write = two.send(Request::Write { offset: 0, byte: 1 });
+    let read = one.send(Request::Read(0));
+    let write = two.send(Request::Write(0, 1));
     eventually("both are below us", GENEROUS, || {
         let log = server.logged();
         log.contains(" Read id=1") && log.contains(" Write id=1")
@@ -150,7 +150,7 @@ fn a_pause_is_answered_once_the_requests_in_flight_are_done_and_not_before() {
     // They are not touched by the pause.
     one.reply(read).unwrap();
     two.reply(write).unwrap();
-    let held = one.send(Request::Read { offset: 0 });
+    let held = one.send(Request::Read(0));
     one.expect_held(&[held], A_WHILE);
     controller.resume();
     assert_eq!(one.reply(held).unwrap(), [1; 512]);
@@ -160,12 +160,12 @@ fn a_pause_is_answered_once_the_requests_in_flight_are_done_and_not_before() {
 fn a_request_that_comes_during_a_drain_is_held() {
     let server = Setup::in_memory().logged().below("delay", &["rdelay=3"]).start();
     let mut client = Client::connect(&server);
-    let read = client.send(Request::Read { offset: 0 });
+    let read = client.send(Request::Read(0));
     eventually("the read is below us", GENEROUS, || server.logged().contains(" Read id=1"));
     let mut controller = server.controller();
     controller.send(b"p");
     controller.expect_silence(Duration::from_millis(50));
-    let write = client.send(Request::Write { offset: 0, byte: 1 });
+    let write = client.send(Request::Write(0, 1));
     controller.expect("P");
     client.reply(read).unwrap();
     client.expect_held(&[write], A_WHILE);
@@ -180,13 +180,13 @@ fn what_was_written_before_during_and_after_a_pause_is_there() {
     let server = setup.start();
     let mut client = Client::connect(&server);
     let mut controller = server.controller();
-    client.ask(Request::Write { offset: 0, byte: 1 });
+    client.ask(Request::Write(0, 1));
     controller.pause();
-    let held = client.send(Request::Write { offset: 512, byte: 2 });
+    let held = client.send(Request::Write(512, 2));
     client.expect_held(&[held], A_WHILE);
     controller.resume();
     client.reply(held).unwrap();
-    client.ask(Request::Write { offset: 1024, byte: 3 });
+    client.ask(Request::Write(1024, 3));
     client.leave();
     let disk = fs::read(server.stop().path("disk.img")).unwrap();
     assert_eq!(disk[..512], [1; 512]);

@@ -15,8 +15,8 @@ use crate::common::process::{Process, is_alive};
 use crate::common::server::{NOBODY, Server, Setup, is_root};
 use crate::common::{A_WHILE, GENEROUS, PROMPT, eventually, filter, nbdkit};
 
-const READ: Request = Request::Read { offset: 0 };
-const WRITE: Request = Request::Write { offset: 512, byte: 0xee };
+const READ: Request = Request::Read(0);
+const WRITE: Request = Request::Write(512, 0xee);
 
 /// A read goes through, another one is held by a pause, and goes on after it.
 fn a_pause_holds_requests(client: &mut Client, mut controller: Controller) {
@@ -61,7 +61,7 @@ fn a_pause_works_over(setup: Setup) {
     let mut client = Client::connect(&server);
     client.ask(WRITE);
     a_pause_holds_requests(&mut client, server.controller());
-    assert_eq!(client.ask(Request::Read { offset: 512 }), [0xee; 512]);
+    assert_eq!(client.ask(Request::Read(512)), [0xee; 512]);
     drop(client);
     server.stop();
 }
@@ -136,7 +136,7 @@ fn a_pause_works_below_a_filter_that_makes_requests_in_a_thread_of_its_own() {
     let mut offset = 0;
     let mut read_on = |client: &mut Client| {
         offset += 4096;
-        client.send(Request::Read { offset })
+        client.send(Request::Read(offset))
     };
     eventually("the filter above reads ahead", GENEROUS, || {
         let read = read_on(&mut client);
@@ -164,7 +164,7 @@ fn a_request_that_a_filter_above_makes_for_itself_outlives_its_client_and_not_th
     let rounds = 5;
     for round in 1..=rounds {
         let mut client = Client::connect(&server);
-        let mut reads = (0..).map(|number| Request::Read { offset: number * 4096 });
+        let mut reads = (0..).map(|number| Request::Read(number * 4096));
         let mut read_on = |client: &mut Client| client.send(reads.next().unwrap());
         let before = server.logged().matches(" Cache id=").count();
         eventually("the filter above reads ahead", GENEROUS, || {

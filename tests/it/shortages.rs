@@ -13,8 +13,8 @@ use crate::common::process::{self, Finished, descriptors, expect_line, run};
 use crate::common::server::{Server, Setup};
 use crate::common::{A_WHILE, GENEROUS, eventually};
 
-const READ: Request = Request::Read { offset: 0 };
-const WRITE: Request = Request::Write { offset: 0, byte: 0xaa };
+const READ: Request = Request::Read(0);
+const WRITE: Request = Request::Write(0, 0xaa);
 
 // No threads.
 

@@ -13,7 +13,7 @@ use crate::common::process::{expect_line, send_signal};
 use crate::common::server::{Setup, ThreadModel};
 use crate::common::{A_WHILE, GENEROUS, PROMPT, clients, eventually, nbdkit};
 
-const WRITE: Request = Request::Write { offset: 0, byte: 0xee };
+const WRITE: Request = Request::Write(0, 0xee);
 
 /// `count` clients have each `first` requests held; then they send `more`,
 /// which the server has not read yet where it serves one at a time.
@@ -24,7 +24,7 @@ fn sigterm(model: ThreadModel, count: usize, first: usize, more: usize) {
     let silent = UnixStream::connect(server.socket()).unwrap();
     let mut controller = server.controller();
     controller.pause();
-    let kinds = [WRITE, Request::Flush, Request::Read { offset: 0 }];
+    let kinds = [WRITE, Request::Flush, Request::Read(0)];
     let held: Vec<Vec<Ticket>> = clients
         .iter_mut()
         .map(|client| {
@@ -86,7 +86,7 @@ fn at_sigterm_what_waits_in_nbdkit_for_a_held_request_is_carried_out() {
     let mut controller = server.controller();
     controller.hold();
     let send = |client: &mut Client, block: u64| {
-        let ticket = client.send(Request::Write { offset: 512 * block, byte: 0xee });
+        let ticket = client.send(Request::Write(512 * block, 0xee));
         client.all_read_by_server();
         ticket
     };
@@ -118,7 +118,7 @@ fn sigterm_drops_held_requests_and_the_server_goes_serialize_connections() {
 fn sigterm_ends_a_stuck_drain() {
     let server = Setup::in_memory().logged().below("delay", &["rdelay=30"]).start();
     let mut client = Client::connect(&server);
-    let stuck = client.send(Request::Read { offset: 0 });
+    let stuck = client.send(Request::Read(0));
     eventually("the read is below us", GENEROUS, || server.logged().contains(" Read id=1"));
     let mut controller = server.controller();
     controller.send(b"p");

@@ -14,8 +14,8 @@ use crate::common::process::{go_on, send_signal, stop};
 use crate::common::server::Setup;
 use crate::common::{A_WHILE, GENEROUS, PROMPT, eventually};
 
-const READ: Request = Request::Read { offset: 0 };
-const WRITE: Request = Request::Write { offset: 0, byte: 0xaa };
+const READ: Request = Request::Read(0);
+const WRITE: Request = Request::Write(0, 0xaa);
 
 /// A pause-timeout that is waited for.
 const LIMIT: Duration = Duration::from_millis(600);
@@ -100,7 +100,7 @@ fn what_was_sent_to_a_stopped_server_is_answered_in_order_when_it_goes_on() {
     server.controller().send(b"p");
     go_on(server.pid());
     server.all_is_heard();
-    let held = client.send(Request::Write { offset: 512, byte: 1 });
+    let held = client.send(Request::Write(512, 1));
     client.expect_held(&[held], A_WHILE);
     before.resume();
     client.reply(held).expect("success");

@@ -18,7 +18,7 @@ use crate::common::process::{descriptors, go_on, limit_descriptors, next_descrip
 use crate::common::server::{NOBODY, Server, Setup, is_root};
 use crate::common::{A_WHILE, GENEROUS, PROMPT, eventually};
 
-const READ: Request = Request::Read { offset: 0 };
+const READ: Request = Request::Read(0);
 
 /// The server looks at the path every two seconds: at least once in this time.
 const A_LOOK: Duration = Duration::from_millis(2500);

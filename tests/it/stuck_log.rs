@@ -18,7 +18,7 @@ use crate::common::process::expect_line;
 use crate::common::server::{Server, Setup, is_root};
 use crate::common::{A_WHILE, GENEROUS, PROMPT, eventually};
 
-const WRITE: Request = Request::Write { offset: 0, byte: 0xaa };
+const WRITE: Request = Request::Write(0, 0xaa);
 
 /// A pause-timeout that is waited for.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -40,7 +40,7 @@ fn a_full_disk_for_the_log_stops_nothing() {
         let mut controller = server.controller();
         controller.send(b"?+-r");
         controller.expect("X+-R");
-        client.ask(Request::Write { offset: 512, byte: 1 });
+        client.ask(Request::Write(512, 1));
         client.leave();
         let disk = fs::read(server.stop().path("disk.img")).unwrap();
         assert_eq!((disk[0], disk[512]), (0xaa, 1));

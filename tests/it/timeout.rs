@@ -12,8 +12,8 @@ use crate::common::nbd::{Client, Request};
 use crate::common::server::{Server, Setup};
 use crate::common::{A_WHILE, PROMPT, eventually};
 
-const READ: Request = Request::Read { offset: 0 };
-const WRITE: Request = Request::Write { offset: 0, byte: 0xaa };
+const READ: Request = Request::Read(0);
+const WRITE: Request = Request::Write(0, 0xaa);
 
 /// The limit in most tests.
 const LIMIT: Duration = Duration::from_millis(600);
@@ -67,8 +67,7 @@ fn held_requests_go_on_in_the_end() {
     let mut tickets = Vec::new();
     for (client, place) in clients.iter_mut().zip(0..) {
         for block in 0..10 {
-            tickets
-                .push(client.send(Request::Write { offset: (place * 10 + block) * 512, byte: 7 }));
+            tickets.push(client.send(Request::Write((place * 10 + block) * 512, 7)));
         }
     }
     for (client, tickets) in clients.iter_mut().zip(tickets.chunks(10)) {

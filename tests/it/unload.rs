@@ -12,7 +12,7 @@ use crate::common::process::{is_alive, run};
 use crate::common::server::{Server, Setup};
 use crate::common::{A_WHILE, GENEROUS, PROMPT, eventually, filter};
 
-const WRITE: Request = Request::Write { offset: 0, byte: 0xee };
+const WRITE: Request = Request::Write(0, 0xee);
 
 /// Starts a server, and stops it in one of many states.
 fn start_and_stop(number: usize) {

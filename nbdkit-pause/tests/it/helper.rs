@@ -134,13 +134,13 @@ pub fn expect_said(finished: &Finished, parts: &[impl AsRef<str>]) {
 
 /// Requests reach the plugin. Not a read: those may be slow.
 pub fn expect_flow(server: &Server) {
-    Client::connect(server).ask(Request::Write { offset: 0, byte: 1 });
+    Client::connect(server).ask(Request::Write(0, 1));
 }
 
 /// They don't.
 pub fn expect_paused(server: &Server) -> Held {
     let mut client = Client::connect(server);
-    let ticket = client.send(Request::Write { offset: 0, byte: 1 });
+    let ticket = client.send(Request::Write(0, 1));
     client.expect_held(&[ticket], A_WHILE);
     Held { client, ticket }
 }
@@ -148,11 +148,11 @@ pub fn expect_paused(server: &Server) -> Held {
 /// Waits until they don't, where a pause has just been asked for.
 pub fn wait_until_paused(server: &Server) -> Held {
     let mut client = Client::connect(server);
-    let mut ticket = client.send(Request::Write { offset: 0, byte: 1 });
+    let mut ticket = client.send(Request::Write(0, 1));
     eventually("the server is paused", GENEROUS, || {
         let reply = client.reply_within(ticket, A_WHILE);
         if reply.is_some() {
-            ticket = client.send(Request::Write { offset: 0, byte: 1 });
+            ticket = client.send(Request::Write(0, 1));
         }
         reply.is_none()
     });
@@ -180,7 +180,7 @@ impl Held {
 /// A client with a read that is in the plugin now, where reads are slow.
 pub fn with_read_in_flight(server: &Server) -> Client {
     let mut client = Client::connect(server);
-    client.send(Request::Read { offset: 0 });
+    client.send(Request::Read(0));
     client.all_read_by_server();
     // From the socket to the plugin.
     std::thread::sleep(A_WHILE);

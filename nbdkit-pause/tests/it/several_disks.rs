@@ -27,7 +27,7 @@ fn write_until(stop: &AtomicBool, servers: &[Server]) {
             if stop.load(Ordering::Relaxed) {
                 return;
             }
-            client.ask(Request::Write { offset: 0, byte: (number % 256) as u8 });
+            client.ask(Request::Write(0, (number % 256) as u8));
         }
     }
 }
