@@ -337,6 +337,12 @@ impl Client {
         assert_eq!(shut, 0, "{}", io::Error::last_os_error());
     }
 
+    /// Vanishes. To close the socket is not enough: a process that another test is
+    /// just starting may have it, too, until it execs.
+    pub fn die(self) {
+        self.shut_down_sending_half();
+    }
+
     /// Leaves in good order, as a client does that has no request in flight.
     pub fn leave(self) {
         // SAFETY: the handle is open.

@@ -37,6 +37,13 @@ pub enum ThreadModel {
 }
 
 impl ThreadModel {
+    pub const ALL: [Self; 4] = [
+        ThreadModel::Parallel,
+        ThreadModel::SerializeRequests,
+        ThreadModel::SerializeAllRequests,
+        ThreadModel::SerializeConnections,
+    ];
+
     /// How many requests of one connection the filter sees at once, and can hold.
     pub fn at_once(self) -> usize {
         match self {

@@ -1,19 +1,21 @@
-//! A client that dies during a pause: its threads are freed, the next client
-//! is served, and what was held for it is never carried out.
+//! A client that dies during a pause: its threads are freed, the next client is
+//! served, and what was held for it is never carried out. What may not be dropped,
+//! though its client is gone, is in `never_harmed.rs`.
 
 use std::thread;
 
-use crate::common::clients::{Writer, is_zero};
-use crate::common::nbd::{Client, Request};
-use crate::common::random::Random;
-use crate::common::server::{Setup, ThreadModel};
-use crate::common::{A_WHILE, GENEROUS, PROMPT, eventually, nbdkit};
+use crate::common::clients::Writer;
+use crate::common::nbd::{Read, Write};
+use crate::common::*;
 
 /// Where the dead client writes, apart from the others.
 const FAR: u64 = 512 * 1024;
 
 /// More than nbdkit has threads for a connection.
 const MANY: usize = 64;
+
+const UNIX: fn() -> Setup = || Setup::with_disk(1);
+const TCP: fn() -> Setup = || Setup::with_disk(1).tcp();
 
 /// How many of `writes` that are on their way are dropped when the client dies. An
 /// nbdkit that can't cut a connection tells a TCP client once that its request was
@@ -27,6 +29,7 @@ fn droppable(setup: &Setup, model: ThreadModel, writes: usize) -> usize {
 }
 
 fn held_writes_are_never_applied(setup: Setup, model: ThreadModel, writes: usize) {
+    println!("{model:?}, {writes} writes");
     let writes = droppable(&setup, model, writes);
     let server = setup.thread_model(model).logged_above().start();
     let at_rest = server.threads_at_rest();
@@ -40,62 +43,44 @@ fn held_writes_are_never_applied(setup: Setup, model: ThreadModel, writes: usize
     // While it is still paused, its threads go and the next client comes.
     eventually("its threads are freed", PROMPT, || server.threads() == at_rest);
     let mut next = Client::connect_within(&server, PROMPT).expect("the next client is let in");
-    let held = next.send(Request::Write(0, 7));
-    next.expect_held(&[held], A_WHILE);
-
+    let held = next.held(Write(0, 7));
     controller.resume();
-    next.reply(held).unwrap();
-    assert_eq!(next.ask(Request::Read(FAR)), [0; 512]);
+    next.goes_on(held);
+    assert_eq!(next.ask(Read(FAR)), [0; 512]);
     // Newer data is not written over, either.
-    next.ask(Request::Write(FAR, 9));
+    next.ask(Write(FAR, 9));
     thread::sleep(A_WHILE);
-    assert_eq!(next.ask(Request::Read(FAR)), [9; 512]);
+    assert_eq!(next.ask(Read(FAR)), [9; 512]);
     next.leave();
-    let ended = server.stop();
-    let disk = ended.path("disk.img");
     let others = (MANY as u64 - 1) * 512;
-    assert!(is_zero(&disk, FAR + 512, others), "a dead client's write");
+    assert!(is_zero(&server.stop().path("disk.img"), FAR + 512, others), "a dead client's write");
 }
 
-macro_rules! held_writes_of_a_dead_client_are_never_applied {
-    ($($name:ident: $model:ident, $setup:expr, $writes:expr;)*) => {$(
-        #[test]
-        fn $name() {
-            held_writes_are_never_applied($setup, ThreadModel::$model, $writes);
-        }
-    )*};
+#[test]
+fn a_held_write_of_a_dead_client_is_never_applied() {
+    for model in ThreadModel::ALL {
+        held_writes_are_never_applied(UNIX(), model, 1);
+    }
 }
 
-held_writes_of_a_dead_client_are_never_applied! {
-    held_write_of_a_dead_client_is_never_applied_parallel:
-        Parallel, Setup::with_disk(1), 1;
-    held_write_of_a_dead_client_is_never_applied_serialize_requests:
-        SerializeRequests, Setup::with_disk(1), 1;
-    held_write_of_a_dead_client_is_never_applied_serialize_all_requests:
-        SerializeAllRequests, Setup::with_disk(1), 1;
-    held_write_of_a_dead_client_is_never_applied_serialize_connections:
-        SerializeConnections, Setup::with_disk(1), 1;
-
-    sixty_four_held_writes_of_a_dead_client_are_never_applied_parallel:
-        Parallel, Setup::with_disk(1), MANY;
-    sixty_four_held_writes_of_a_dead_client_are_never_applied_serialize_requests:
-        SerializeRequests, Setup::with_disk(1), MANY;
-    sixty_four_held_writes_of_a_dead_client_are_never_applied_serialize_all_requests:
-        SerializeAllRequests, Setup::with_disk(1), MANY;
-    sixty_four_held_writes_of_a_dead_client_are_never_applied_serialize_connections:
-        SerializeConnections, Setup::with_disk(1), MANY;
-
-    held_write_of_a_dead_tcp_client_is_never_applied:
-        Parallel, Setup::with_disk(1).tcp(), 1;
-    sixty_four_held_writes_of_a_dead_tcp_client_are_never_applied:
-        Parallel, Setup::with_disk(1).tcp(), MANY;
-    held_write_of_a_dead_tcp_client_is_never_applied_serialize_connections:
-        SerializeConnections, Setup::with_disk(1).tcp(), MANY;
+#[test]
+fn sixty_four_held_writes_of_a_dead_client_are_never_applied() {
+    for model in ThreadModel::ALL {
+        held_writes_are_never_applied(UNIX(), model, MANY);
+    }
 }
 
-/// The client dies so shortly before the resume that its requests have not
-/// noticed yet, or while they notice.
+#[test]
+fn held_writes_of_a_dead_tcp_client_are_never_applied() {
+    held_writes_are_never_applied(TCP(), ThreadModel::Parallel, 1);
+    held_writes_are_never_applied(TCP(), ThreadModel::Parallel, MANY);
+    held_writes_are_never_applied(TCP(), ThreadModel::SerializeConnections, MANY);
+}
+
+/// The client dies so shortly before the resume that its requests have not noticed
+/// yet, or while they notice.
 fn killed_right_before_the_resume(setup: Setup, model: ThreadModel) {
+    println!("{model:?}");
     let mut random = Random::new();
     let many = droppable(&setup, model, MANY);
     let server = setup.thread_model(model).logged_above().start();
@@ -116,50 +101,26 @@ fn killed_right_before_the_resume(setup: Setup, model: ThreadModel) {
         controller.resume();
         eventually("its threads are freed", PROMPT, || server.threads() == at_rest);
     }
-    let ended = server.stop();
-    let disk = ended.path("disk.img");
-    assert!(is_zero(&disk, 0, 1 << 20), "a dead client's write");
+    assert!(is_zero(&server.stop().path("disk.img"), 0, 1 << 20), "a dead client's write");
 }
 
 #[test]
-fn held_writes_of_a_client_killed_right_before_the_resume_are_never_applied_parallel() {
-    killed_right_before_the_resume(Setup::with_disk(1), ThreadModel::Parallel);
-}
-
-#[test]
-fn held_writes_of_a_client_killed_right_before_the_resume_are_never_applied_serialize_requests() {
-    killed_right_before_the_resume(Setup::with_disk(1), ThreadModel::SerializeRequests);
-}
-
-#[test]
-fn held_writes_of_a_client_killed_right_before_the_resume_are_never_applied_serialize_all_requests()
-{
-    killed_right_before_the_resume(Setup::with_disk(1), ThreadModel::SerializeAllRequests);
-}
-
-#[test]
-fn held_writes_of_a_client_killed_right_before_the_resume_are_never_applied_serialize_connections()
-{
-    killed_right_before_the_resume(Setup::with_disk(1), ThreadModel::SerializeConnections);
+fn held_writes_of_a_client_killed_right_before_the_resume_are_never_applied() {
+    for model in ThreadModel::ALL {
+        killed_right_before_the_resume(UNIX(), model);
+    }
 }
 
 #[test]
 fn held_writes_of_a_tcp_client_killed_right_before_the_resume_are_never_applied() {
-    killed_right_before_the_resume(Setup::with_disk(1).tcp(), ThreadModel::Parallel);
-}
-
-/// The end of a client in this process. To close its socket is not enough: a
-/// process that another test is just starting may have it, too, until it execs.
-fn die(client: Client) {
-    client.shut_down_sending_half();
-    drop(client);
+    killed_right_before_the_resume(TCP(), ThreadModel::Parallel);
 }
 
 /// All its threads have something to answer, at once, to somebody who is gone.
 #[test]
 fn a_client_that_dies_with_many_requests_held_never_takes_the_server_down() {
     let mut random = Random::new();
-    let server = Setup::with_disk(1).logged_above().start();
+    let server = UNIX().logged_above().start();
     let at_rest = server.threads_at_rest();
     let mut controller = server.controller();
     for round in 1..=100 {
@@ -167,12 +128,12 @@ fn a_client_that_dies_with_many_requests_held_never_takes_the_server_down() {
         controller.pause();
         let mut client = Client::connect(&server);
         for block in 0..MANY as u64 {
-            client.send(Request::Write(FAR + 512 * block, 0xdd));
+            client.send(Write(FAR + 512 * block, 0xdd));
         }
         let at_once = ThreadModel::Parallel.at_once();
         eventually("its threads are busy", GENEROUS, || server.writes_come() >= before + at_once);
         thread::sleep(random.millis(0..20));
-        die(client);
+        client.die();
         if round % 2 == 0 {
             thread::sleep(random.millis(0..150));
         }
@@ -182,72 +143,48 @@ fn a_client_that_dies_with_many_requests_held_never_takes_the_server_down() {
     server.stop();
 }
 
-fn others_are_served(model: ThreadModel) {
-    let server = Setup::with_disk(1).thread_model(model).logged_above().start();
-    let mut other = Client::connect(&server);
-    let mut controller = server.controller();
-    controller.pause();
-    let writer = Writer::start(&server, 4, FAR);
-    server.wait_for_writes(4.min(model.at_once()));
-    let held = [1, 2, 3].map(|block| other.send(Request::Write(512 * u64::from(block), block)));
-    other.expect_held(&held, A_WHILE);
-    writer.kill();
-    other.expect_held(&held, A_WHILE);
-    controller.resume();
-    for ticket in held {
-        assert!(matches!(other.reply_within(ticket, PROMPT), Some(Ok(_))));
+#[test]
+fn held_requests_of_other_clients_are_carried_out() {
+    // With SerializeConnections there is no other.
+    for model in &ThreadModel::ALL[..3] {
+        println!("{model:?}");
+        let server = UNIX().thread_model(*model).logged_above().start();
+        let mut other = Client::connect(&server);
+        let mut controller = server.controller();
+        controller.pause();
+        let writer = Writer::start(&server, 4, FAR);
+        server.wait_for_writes(4.min(model.at_once()));
+        let held = [1, 2, 3].map(|block| other.send(Write(512 * u64::from(block), block)));
+        other.expect_held(&held, A_WHILE);
+        writer.kill();
+        other.expect_held(&held, A_WHILE);
+        controller.resume();
+        held.iter().for_each(|&ticket| _ = other.goes_on(ticket));
+        assert_eq!(other.ask(Read(1536)), [3; 512]);
+        other.leave();
+        assert!(is_zero(&server.stop().path("disk.img"), FAR, 4 * 512), "a dead client's write");
     }
-    assert_eq!(other.ask(Request::Read(1536)), [3; 512]);
-    other.leave();
-    let ended = server.stop();
-    let disk = ended.path("disk.img");
-    assert!(is_zero(&disk, FAR, 4 * 512), "a dead client's write");
-}
-
-#[test]
-fn held_requests_of_other_clients_are_carried_out_parallel() {
-    others_are_served(ThreadModel::Parallel);
-}
-
-#[test]
-fn held_requests_of_other_clients_are_carried_out_serialize_requests() {
-    others_are_served(ThreadModel::SerializeRequests);
-}
-
-#[test]
-fn held_requests_of_other_clients_are_carried_out_serialize_all_requests() {
-    others_are_served(ThreadModel::SerializeAllRequests);
-}
-
-fn shut_down(setup: Setup) {
-    let server = setup.start();
-    let at_rest = server.threads_at_rest();
-    let mut client = Client::connect(&server);
-    let mut controller = server.controller();
-    controller.pause();
-    let held = [0, 512, 1024].map(|offset| client.send(Request::Write(offset, 1)));
-    client.expect_held(&held, A_WHILE);
-    client.shut_down_sending_half();
-    // It can still hear.
-    for ticket in held {
-        client.expect_dropped(ticket, PROMPT);
-    }
-    eventually("its threads are freed", PROMPT, || server.threads() == at_rest);
-    controller.resume();
-    let mut next = Client::connect(&server);
-    assert_eq!(next.ask(Request::Read(0)), [0; 512]);
-    drop((client, next));
-    let ended = server.stop();
-    let disk = ended.path("disk.img");
-    assert!(is_zero(&disk, 0, 1536), "a write of one who is gone");
 }
 
 #[test]
 fn a_client_that_shuts_down_its_sending_half_counts_as_gone() {
-    shut_down(Setup::with_disk(1));
-}
-
-#[test]
-fn a_tcp_client_that_shuts_down_its_sending_half_counts_as_gone() {
-    shut_down(Setup::with_disk(1).tcp());
+    for setup in [UNIX(), TCP()] {
+        let server = setup.start();
+        let at_rest = server.threads_at_rest();
+        let mut client = Client::connect(&server);
+        let mut controller = server.controller();
+        controller.pause();
+        let held = [0, 512, 1024].map(|offset| client.send(Write(offset, 1)));
+        client.expect_held(&held, A_WHILE);
+        client.shut_down_sending_half();
+        // It can still hear.
+        held.iter().for_each(|&ticket| client.expect_dropped(ticket, PROMPT));
+        eventually("its threads are freed", PROMPT, || server.threads() == at_rest);
+        controller.resume();
+        let mut next = Client::connect(&server);
+        assert_eq!(next.ask(READ), [0; 512]);
+        drop((client, next));
+        let ended = server.stop();
+        assert!(is_zero(&ended.path("disk.img"), 0, 1536), "a write of one who is gone");
+    }
 }

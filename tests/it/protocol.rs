@@ -1,43 +1,49 @@
-//! The control protocol as a controller sees it, compared with the filter that
-//! nbdkit ships, and the commands that the README gives, as typed.
+//! The control protocol as a controller sees it, compared with the filter that nbdkit
+//! ships, and the commands that the README gives, as typed. Holds, time limits and
+//! flushes have files of their own.
 
 use std::fs;
-use std::time::Duration;
 
-use crate::common::control::Controller;
-use crate::common::nbd::{Client, Request};
 use crate::common::process::send_signal;
-use crate::common::random::Random;
-use crate::common::server::{Daemon, Server, Setup};
-use crate::common::{A_WHILE, GENEROUS, PROMPT, clients, eventually, filter, nbdkit};
+use crate::common::server::Daemon;
+use crate::common::*;
 
-const READ: Request = Request::Read(0);
-
-fn start() -> Server {
-    Setup::in_memory().start()
+dialogues! {
+    Setup::in_memory() => {
+        p_while_paused_answers_p:
+            "A:p=P A:p=P B:p=P held A:r=R flow";
+        r_while_running_answers_r:
+            "A:r=R A:r=R B:r=R flow";
+        a_pause_outlives_the_connection_that_asked_for_it:
+            "A:p=P A.closes held B:r=R flow";
+        r_of_another_controller_ends_a_pause:
+            "A:p=P B:r=R flow A:p=P held B:r=R flow A:r=R flow";
+        a_command_that_comes_in_pieces_with_white_space_is_one_command:
+            r"A:_\t\n= A:\n_p=P A:\n\n\t= A:r\n=R flow";
+    }
+    Setup::obedient() => {
+        pr_is_a_barrier_that_drains_and_lets_requests_go_on:
+            "reading A:pr= returns A:=PR flow";
+    }
 }
 
 /// What is replied to each of `commands`, each on a connection of its own.
-fn replies_to_each(server: &Server, commands: &[Vec<u8>]) -> Vec<Vec<u8>> {
-    commands
-        .iter()
-        .map(|commands| {
-            let mut controller = server.controller();
-            // Not in one piece always, so that the server has to put it together.
-            for part in commands.chunks(97) {
-                controller.send(part);
-            }
-            controller.finish()
-        })
-        .collect()
+fn replies_to_each(setup: Setup, commands: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    let server = setup.start();
+    let replies = |commands: &Vec<u8>| {
+        let mut controller = server.controller();
+        // Not in one piece always, so that the server has to put it together.
+        commands.chunks(97).for_each(|part| controller.send(part));
+        controller.finish()
+    };
+    commands.iter().map(replies).collect()
 }
 
 #[test]
 fn each_of_the_256_bytes_gets_the_reply_of_the_stock_filter() {
     let bytes: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
-    let ours = replies_to_each(&start(), &bytes);
-    let stock = replies_to_each(&Setup::in_memory().stock().start(), &bytes);
-    assert_eq!(ours, stock);
+    let stock = replies_to_each(Setup::in_memory().stock(), &bytes);
+    assert_eq!(replies_to_each(Setup::in_memory(), &bytes), stock);
     // So that nobody is compared with something that does not answer.
     assert_eq!(stock[b'p' as usize], b"P");
     assert_eq!(stock[b'r' as usize], b"R");
@@ -47,96 +53,33 @@ fn each_of_the_256_bytes_gets_the_reply_of_the_stock_filter() {
 
 #[test]
 fn random_pipelined_commands_get_the_replies_of_the_stock_filter() {
+    fn byte(random: &mut Random) -> u8 {
+        match random.below(0..10) {
+            0..3 => b'p',
+            3..6 => b'r',
+            6..8 => random.one_of(b" \t\n\rPR\0"),
+            _ => random.below(0..256) as u8,
+        }
+    }
     let mut random = Random::new();
-    let sequences: Vec<Vec<u8>> = (0..300)
-        .map(|_| {
-            (0..random.below(1..400))
-                .map(|_| match random.below(0..10) {
-                    0..3 => b'p',
-                    3..6 => b'r',
-                    6..8 => random.one_of(b" \t\n\rPR\0"),
-                    _ => random.below(0..256) as u8,
-                })
-                .collect()
-        })
-        .collect();
-    let ours = replies_to_each(&start(), &sequences);
-    let stock = replies_to_each(&Setup::in_memory().stock().start(), &sequences);
+    let mut sequence = || (0..random.below(1..400)).map(|_| byte(&mut random)).collect();
+    let sequences: Vec<Vec<u8>> = (0..300).map(|_| sequence()).collect();
+    let ours = replies_to_each(Setup::in_memory(), &sequences);
+    let stock = replies_to_each(Setup::in_memory().stock(), &sequences);
     for ((commands, ours), stock) in sequences.iter().zip(&ours).zip(&stock) {
         assert_eq!(ours, stock, "{commands:?}");
     }
 }
 
 #[test]
-fn p_while_paused_answers_p() {
-    let server = start();
-    let mut controller = server.controller();
-    for _ in 0..3 {
-        controller.pause();
-    }
-    server.controller().pause();
-}
-
-#[test]
-fn r_while_running_answers_r() {
-    let server = start();
-    let mut controller = server.controller();
-    for _ in 0..3 {
-        controller.resume();
-    }
-    Client::connect(&server).ask(READ);
-}
-
-#[test]
-fn pr_is_a_barrier_that_drains_and_lets_requests_go_on() {
-    let server = Setup::in_memory().logged().below("delay", &["rdelay=3"]).start();
-    let mut client = Client::connect(&server);
-    let read = client.send(READ);
-    eventually("the read is below us", GENEROUS, || server.logged().contains("Read id=1"));
-    let mut controller = server.controller();
-    controller.send(b"pr");
-    assert!(!server.logged().contains("...Read id=1"), "the plugin is too fast");
-    controller.expect("P");
-    assert!(server.logged().contains("...Read id=1"));
-    controller.expect("R");
-    client.reply(read).unwrap();
-    client.ask(READ);
-}
-
-#[test]
-fn a_pause_outlives_the_connection_that_asked_for_it() {
-    let server = start();
-    let mut client = Client::connect(&server);
-    server.controller().pause();
-    let read = client.send(READ);
-    client.expect_held(&[read], A_WHILE);
-    server.controller().resume();
-    client.reply(read).unwrap();
-}
-
-#[test]
 fn a_pause_outlives_an_nc_that_half_closes() {
-    let server = start();
+    let server = Setup::in_memory().start();
     let mut client = Client::connect(&server);
     let nc = |input| clients::nc(&["-N"], &server.control_path(), input).stdout;
     assert_eq!(nc(b"p\n"), "P");
-    let read = client.send(READ);
-    client.expect_held(&[read], A_WHILE);
+    let held = client.held(READ);
     assert_eq!(nc(b"r\n"), "R");
-    client.reply(read).unwrap();
-}
-
-#[test]
-fn r_of_another_controller_ends_a_pause() {
-    let server = start();
-    let mut client = Client::connect(&server);
-    let (mut one, mut two) = (server.controller(), server.controller());
-    one.pause();
-    let read = client.send(READ);
-    client.expect_held(&[read], A_WHILE);
-    two.resume();
-    client.reply(read).unwrap();
-    one.resume();
+    client.goes_on(held);
 }
 
 #[test]
@@ -161,33 +104,18 @@ fn the_two_commands_of_the_readme_work_as_typed() {
     let pid = daemon.wait();
 
     // Without -N, nc stays connected. The next one must be served all the same.
-    let said = |nc: &crate::common::process::Process, what: &str| {
-        eventually(&format!("the reply {what}"), GENEROUS, || nc.stdout() == what);
-    };
-    let p = in_folder("echo p | nc -U sock");
-    said(&p, "P");
-    let r = in_folder("echo r | nc -U sock");
-    said(&r, "R");
+    let nc = [("p", "P"), ("r", "R")].map(|(command, reply)| {
+        let nc = in_folder(&format!("echo {command} | nc -U sock"));
+        eventually(reply, GENEROUS, || nc.stdout() == reply);
+        nc
+    });
     Controller::connect(&setup.path("sock")).resume();
 
     send_signal(pid, libc::SIGTERM);
     daemon.ended(PROMPT);
     assert!(!setup.path("sock").exists());
     // They see that the server has gone, and go as well.
-    p.finish(GENEROUS);
-    r.finish(GENEROUS);
-}
-
-#[test]
-fn a_command_that_comes_in_pieces_with_white_space_is_one_command() {
-    let server = start();
-    let mut controller = server.controller();
-    controller.send(b" \t\n");
-    controller.expect_silence(Duration::from_millis(50));
-    controller.send(b"\n p");
-    controller.expect("P");
-    controller.send(b"\n\n\t");
-    controller.expect_silence(Duration::from_millis(50));
-    controller.send(b"r\n");
-    controller.expect("R");
+    for nc in nc {
+        nc.finish(GENEROUS);
+    }
 }

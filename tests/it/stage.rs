@@ -71,7 +71,8 @@ impl Stage {
     /// | `expires` | that they do when the pause's `LIMIT` is over, and not before |
     /// | `dropped` | what was held is dropped |
     /// | `reading` | a read is in the plugin, and stays there; see `Setup::obedient` |
-    /// | `returns` | it comes back |
+    /// | `returns` | it is let go, and comes back |
+    /// | `returned` | it has come back |
     /// | `goes` | the client vanishes; another one comes with its next word |
     /// | `is-gone` | and the server has noticed |
     ///
@@ -161,8 +162,8 @@ impl Stage {
                 let client = self.client.as_mut().expect("a client");
                 self.read = Some(client.read_stays_in_plugin(&self.server));
             }
-            "returns" => {
-                self.server.remove("slow-read");
+            "returns" => _ = self.play("remove:slow-read returned"),
+            "returned" => {
                 let read = self.read.take().expect("a read");
                 self.client().reply(read).expect("success");
             }
@@ -262,8 +263,14 @@ impl Stage {
         for file in ["slow-read", "slow", "broken", "closed"] {
             let _ = std::fs::remove_file(self.server.path(file));
         }
+        self.server.terminate();
+        self.ended()
+    }
+
+    /// The client leaves, and the server ends well by itself.
+    pub fn ended(self) -> Ended {
         drop(self.client);
-        self.server.stop()
+        self.server.ended(PROMPT).well()
     }
 }
 
