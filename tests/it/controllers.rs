@@ -1,22 +1,18 @@
-//! Many controllers, and bad ones: each is served whatever the others do, their
-//! number is bounded, and nothing grows. What a command is answered is in
-//! `protocol.rs`.
+//! Many controllers, and bad ones: each is served whatever the others do, their number
+//! is bounded, and nothing grows. What a command is answered is in `protocol.rs`, who
+//! makes room for a hold in `hold.rs`.
 
 use std::env;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::control::Controller;
-use crate::common::nbd::{Client, Request, Ticket};
+use crate::common::nbd::Flush;
 use crate::common::process::{descriptors, limit_descriptors, next_descriptor, resident_kib};
-use crate::common::random::Random;
-use crate::common::server::{Server, Setup};
-use crate::common::{A_WHILE, GENEROUS, PROMPT, eventually};
-
-const READ: Request = Request::Read(0);
-const WRITE: Request = Request::Write(0, 0xaa);
+use crate::common::*;
+use crate::stage::Stage;
 
 /// So many are connected at once.
 const MOST: usize = 64;
@@ -28,33 +24,19 @@ fn start() -> Server {
     Setup::in_memory().start()
 }
 
-/// A server whose reads take `delay`, and a read in flight.
-fn start_busy(delay: &str) -> (Server, Client, Ticket) {
-    let server = Setup::in_memory().logged().below("delay", &[&format!("rdelay={delay}")]).start();
-    let mut client = Client::connect(&server);
-    let read = client.send(READ);
-    eventually("the read is below us", GENEROUS, || server.logged().contains(" Read id=1"));
-    (server, client, read)
-}
+// How many.
 
 #[test]
 fn the_65th_controller_is_admitted_and_the_longest_idle_one_is_closed() {
     let server = start();
-    let mut controllers: Vec<Controller> = (0..MOST)
-        .map(|_| {
-            let mut controller = server.controller();
-            controller.resume();
-            controller
-        })
-        .collect();
+    let mut controllers = server.controllers(MOST);
+    controllers.iter_mut().for_each(Controller::resume);
     // Now the second one has been idle for the longest time.
     controllers[0].resume();
     let mut late = server.controller();
     late.pause();
     controllers.remove(1).expect_closed();
-    for controller in &mut controllers {
-        controller.pause();
-    }
+    controllers.iter_mut().for_each(Controller::pause);
     // Now the late one has.
     server.controller().resume();
     late.expect_closed();
@@ -63,102 +45,49 @@ fn the_65th_controller_is_admitted_and_the_longest_idle_one_is_closed() {
 #[test]
 fn controllers_that_only_connect_do_not_lock_the_operator_out() {
     let server = start();
-    let mut idle: Vec<Controller> = (0..300).map(|_| server.controller()).collect();
+    let mut idle = server.controllers(300);
     let mut operator = server.controller();
-    operator.pause();
-    operator.resume();
+    operator.ask("pr", "PR");
     // The last ones are still connected, beside the operator.
-    for mut controller in idle.split_off(300 - (MOST - 1)) {
-        controller.resume();
-    }
-    for mut controller in idle {
-        controller.expect_closed();
-    }
+    idle.split_off(300 - (MOST - 1)).iter_mut().for_each(Controller::resume);
+    idle.iter_mut().for_each(Controller::expect_closed);
 }
 
 #[test]
 fn no_more_than_64_controllers_stay_whatever_is_logged() {
     for level in ["off", "error", "warn", "trace"] {
         let server = Setup::in_memory().under(&["env", &format!("RUST_LOG={level}")]).start();
-        let mut all: Vec<Controller> = (0..100).map(|_| server.controller()).collect();
+        let mut all = server.controllers(100);
         all[99].resume();
         let (first, last) = all.split_at_mut(100 - MOST);
-        for controller in first {
-            controller.expect_closed();
-        }
-        for controller in last {
-            controller.resume();
-        }
+        first.iter_mut().for_each(Controller::expect_closed);
+        last.iter_mut().for_each(Controller::resume);
     }
 }
 
 #[test]
 fn who_waits_for_its_pause_is_not_closed_to_admit_another() {
-    let (server, client, _) = start_busy("30");
-    let mut waiting = server.controller();
-    waiting.send(b"p");
-    waiting.expect_silence(Duration::from_millis(50));
-    let _idle: Vec<Controller> = (0..2 * MOST).map(|_| server.controller()).collect();
-    let mut late = server.controller();
-    late.resume();
-    waiting.expect("X");
-    drop(client);
-    server.stop();
+    let mut stage = Stage::on(Setup::obedient());
+    stage.play("reading A:p=");
+    let _idle = stage.server.controllers(2 * MOST);
+    stage.play("B:r=R A:=X");
+    stage.end();
 }
 
 #[test]
 fn idle_controllers_never_keep_another_from_being_served() {
     let server = start();
-    let mut controllers: Vec<Controller> = (0..MOST).map(|_| server.controller()).collect();
-    for controller in controllers.iter_mut().rev() {
-        controller.pause();
-        controller.resume();
+    for controller in server.controllers(MOST).iter_mut().rev() {
+        controller.ask("p", "P");
+        controller.ask("r", "R");
     }
 }
 
-#[test]
-fn a_controller_that_never_reads_its_replies_harms_nobody() {
-    let server = start();
-    let before = resident_kib(server.pid());
-    let mut flooder = server.controller();
-    flooder.stream().set_nonblocking(true).unwrap();
-    let mut operator = server.controller();
-    let mut client = Client::connect(&server);
-    let mut sent = 0;
-    let mut full_since = None;
-    // Until the server has not taken anything for a while.
-    while full_since.is_none_or(|since: Instant| since.elapsed() < A_WHILE) {
-        match flooder.stream().write(&[b'x'; 4096]) {
-            Ok(count) => {
-                sent += count;
-                full_since = None;
-                assert!(sent < MOST_UNREAD, "the server takes whatever comes");
-            }
-            Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                full_since.get_or_insert_with(Instant::now);
-            }
-            Err(e) => panic!("{e} after {sent} bytes"),
-        }
-        operator.pause();
-        operator.resume();
-        client.ask(READ);
-    }
-    assert!(sent > 10_000);
-    let after = resident_kib(server.pid());
-    assert!(after < before + 4096, "{before} KiB before, {after} KiB after");
-    // It is busy with nothing.
-    server.expect_no_busy_loop(|| thread::sleep(Duration::from_secs(1)));
-    // When it reads at last, no reply is missing.
-    flooder.stream().set_nonblocking(false).unwrap();
-    let replies = flooder.finish();
-    assert_eq!(replies.len(), sent);
-    assert!(replies.iter().all(|&reply| reply == b'X'));
-    operator.resume();
-}
+// Some that never read their replies.
 
-/// A controller that has sent so much, and read nothing, that the server takes
-/// nothing of it any more.
-fn stuck_controller(server: &Server, commands: &[u8]) -> Controller {
+/// Sends `commands`, and reads nothing, until the server takes nothing of it for a
+/// while. `meanwhile` is done again and again.
+fn stuck(server: &Server, commands: &[u8], mut meanwhile: impl FnMut()) -> (Controller, usize) {
     let mut controller = server.controller();
     controller.stream().set_nonblocking(true).unwrap();
     let chunk = commands.repeat(4096);
@@ -174,20 +103,44 @@ fn stuck_controller(server: &Server, commands: &[u8]) -> Controller {
                 full_since.get_or_insert_with(Instant::now);
                 thread::sleep(Duration::from_millis(1));
             }
-            Err(e) => panic!("{e}"),
+            Err(e) => panic!("{e} after {sent} bytes"),
         }
+        meanwhile();
     }
+    assert!(sent > 10_000);
     controller.stream().set_nonblocking(false).unwrap();
-    controller
+    (controller, sent)
+}
+
+#[test]
+fn a_controller_that_never_reads_its_replies_harms_nobody() {
+    let server = start();
+    let before = resident_kib(server.pid());
+    let mut operator = server.controller();
+    let mut client = Client::connect(&server);
+    let (flooder, sent) = stuck(&server, b"x", || {
+        operator.pause();
+        operator.resume();
+        client.ask(READ);
+    });
+    let after = resident_kib(server.pid());
+    assert!(after < before + 4096, "{before} KiB before, {after} KiB after");
+    // It is busy with nothing.
+    server.expect_no_busy_loop(|| thread::sleep(Duration::from_secs(1)));
+    // When it reads at last, no reply is missing.
+    let replies = flooder.finish();
+    assert_eq!(replies.len(), sent);
+    assert!(replies.iter().all(|&reply| reply == b'X'));
+    operator.resume();
 }
 
 #[test]
 fn controllers_that_never_read_their_replies_do_not_lock_the_operator_out() {
     let server = start();
     let mut client = Client::connect(&server);
-    let _stuck: Vec<Controller> = thread::scope(|scope| {
-        let threads: Vec<_> =
-            (0..MOST).map(|_| scope.spawn(|| stuck_controller(&server, b"x"))).collect();
+    let _stuck: Vec<_> = thread::scope(|scope| {
+        let stuck = || stuck(&server, b"x", || {});
+        let threads: Vec<_> = (0..MOST).map(|_| scope.spawn(stuck)).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     for _ in 0..3 {
@@ -199,20 +152,12 @@ fn controllers_that_never_read_their_replies_do_not_lock_the_operator_out() {
 
 #[test]
 fn controllers_that_never_read_their_replies_do_not_keep_the_server_from_ending() {
-    let server = Setup::with_disk(1).parameters(&["pause-hold=true"]).start();
-    let mut client = Client::connect(&server);
-    let mut stuck: Vec<Controller> = [&b"p"[..], b"+", b"x"]
-        .into_iter()
-        .map(|command| stuck_controller(&server, command))
-        .collect();
-    let held = client.send(WRITE);
-    client.expect_held(&[held], A_WHILE);
-    server.terminate();
-    client.expect_dropped(held, PROMPT);
-    drop(client);
-    server.ended(PROMPT).well();
+    let mut stage = Stage::on(Setup::with_disk(1).holds());
+    let stuck = [b"p", b"+", b"x"].map(|command| stuck(&stage.server, command, || {}));
+    stage.play("held term dropped");
+    stage.ended();
     // They get what had been sent, and the end.
-    for controller in &mut stuck {
+    for (mut controller, _) in stuck {
         let mut replies = Vec::new();
         let _ = controller.stream().read_to_end(&mut replies);
         assert!(!replies.is_empty());
@@ -221,30 +166,28 @@ fn controllers_that_never_read_their_replies_do_not_keep_the_server_from_ending(
 
 #[test]
 fn a_hold_of_a_controller_that_never_reads_its_replies_lasts_until_it_dies() {
-    let server = Setup::in_memory().parameters(&["pause-hold=true"]).start();
-    let mut client = Client::connect(&server);
-    let holder = stuck_controller(&server, b"+");
-    let held = client.send(READ);
-    client.expect_held(&[held], A_WHILE);
+    let mut stage = Stage::on(Setup::in_memory().holds());
+    let holder = stuck(&stage.server, b"+", || {});
+    stage.play("held");
     drop(holder);
-    assert!(matches!(client.reply_within(held, PROMPT), Some(Ok(_))));
-    client.leave();
-    server.stop();
+    stage.play("flow");
+    stage.end();
 }
 
+/// It needs the cores for the flood, and measures.
 #[test]
 fn a_controller_that_floods_never_keeps_another_from_being_served() {
+    let _alone = alone();
     let server = start();
-    let over = std::sync::atomic::AtomicBool::new(false);
+    let over = AtomicBool::new(false);
     thread::scope(|scope| {
         for _ in 0..3 {
-            let stream = UnixStream::connect(server.control_path()).unwrap();
+            let mut stream = UnixStream::connect(server.control_path()).unwrap();
             let mut reader = stream.try_clone().unwrap();
             let over = &over;
             scope.spawn(move || {
-                let mut stream = stream;
                 stream.set_write_timeout(Some(A_WHILE)).unwrap();
-                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                while !over.load(Ordering::Relaxed) {
                     let _ = stream.write(&[b'?'; 1 << 16]);
                 }
                 let _ = stream.shutdown(std::net::Shutdown::Both);
@@ -259,10 +202,12 @@ fn a_controller_that_floods_never_keeps_another_from_being_served() {
             operator.resume();
             slowest = slowest.max(start.elapsed());
         }
-        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        over.store(true, Ordering::Relaxed);
         assert!(slowest < PROMPT, "{slowest:?}");
     });
 }
+
+// No descriptors.
 
 /// It is over when controllers have been accepted as usual for some time.
 fn end_of_episode(server: &Server) {
@@ -281,9 +226,9 @@ fn end_of_episode(server: &Server) {
     });
 }
 
-/// How often the server has said that it cannot accept a controller.
-fn complaints(server: &Server) -> usize {
-    server.messages_count("cannot accept")
+/// The server has said so often that it cannot accept a controller.
+fn expect_complaints(server: &Server, count: usize) {
+    assert_eq!(server.messages_count("cannot accept"), count, "{}", server.messages());
 }
 
 #[test]
@@ -292,7 +237,7 @@ fn out_of_descriptors_by_controllers_the_last_one_is_served_without_a_busy_loop(
     server.control_thread();
     let at_rest = descriptors(server.pid());
     for episode in 1..=2 {
-        let mut controllers: Vec<Controller> = (0..60).map(|_| server.controller()).collect();
+        let mut controllers = server.controllers(60);
         // Each of those that come now is served, in exchange for an older one.
         for _ in 0..20 {
             let mut operator = server.controller();
@@ -300,20 +245,16 @@ fn out_of_descriptors_by_controllers_the_last_one_is_served_without_a_busy_loop(
             operator.resume();
             controllers.push(operator);
         }
-        assert_eq!(complaints(&server), episode, "{}", server.messages());
+        expect_complaints(&server, episode);
         server.expect_no_busy_loop(|| thread::sleep(Duration::from_secs(1)));
 
         // Full recovery: as many as before can be connected at once.
         drop(controllers);
-        let mut few: Vec<Controller> = (0..10).map(|_| server.controller()).collect();
-        for controller in &mut few {
-            controller.pause();
-        }
-        for controller in &mut few {
-            controller.resume();
-        }
+        let mut few = server.controllers(10);
+        few.iter_mut().for_each(Controller::pause);
+        few.iter_mut().for_each(Controller::resume);
         Client::connect(&server).ask(READ);
-        assert_eq!(complaints(&server), episode, "{}", server.messages());
+        expect_complaints(&server, episode);
         drop(few);
         eventually("all have left", GENEROUS, || descriptors(server.pid()) == at_rest);
         end_of_episode(&server);
@@ -331,20 +272,16 @@ fn while_no_controller_can_be_accepted_there_is_no_busy_loop_and_then_full_recov
     let (in_use, next) = (descriptors(server.pid()), next_descriptor(server.pid()));
     for episode in 1..=2 {
         let usual = limit_descriptors(server.pid(), next - 2);
-        let mut waiting: Vec<Controller> = (0..3).map(|_| server.controller()).collect();
-        for controller in &mut waiting {
-            controller.send(b"pr");
-        }
+        let mut waiting = server.controllers(3);
+        waiting.iter_mut().for_each(|controller| controller.send(b"pr"));
         server.expect_no_busy_loop(|| waiting[0].expect_silence(Duration::from_secs(1)));
-        assert_eq!(complaints(&server), episode, "{}", server.messages());
+        expect_complaints(&server, episode);
 
         limit_descriptors(server.pid(), usual);
-        for controller in &mut waiting {
-            controller.expect("PR");
-        }
+        waiting.iter_mut().for_each(|controller| controller.expect("PR"));
         drop(waiting);
         end_of_episode(&server);
-        assert_eq!(complaints(&server), episode, "{}", server.messages());
+        expect_complaints(&server, episode);
         eventually("all have left", GENEROUS, || descriptors(server.pid()) == in_use);
     }
     server.stop();
@@ -382,102 +319,83 @@ fn out_of_descriptors_by_clients_one_controller_is_served_all_the_same() {
         let held = first.send(READ);
         first.expect_held(&[held], A_WHILE / 3);
         operator.resume();
-        first.reply(held).unwrap();
+        first.goes_on(held);
     }
-    let mut waiting: Vec<Controller> = Vec::new();
+    let mut waiting = Vec::new();
     server.expect_no_busy_loop(|| {
-        waiting.extend((0..5).map(|_| server.controller()));
+        waiting.extend(server.controllers(5));
         thread::sleep(Duration::from_secs(1));
     });
-    assert!(complaints(&server) >= 1, "{}", server.messages());
+    assert!(server.messages_count("cannot accept") >= 1, "{}", server.messages());
 
     drop(clients);
     eventually("the clients' descriptors are freed", GENEROUS, || {
         descriptors(server.pid()) < at_rest + 10
     });
-    let mut many: Vec<Controller> = (0..20).map(|_| server.controller()).collect();
-    for controller in &mut many {
-        controller.resume();
-    }
+    server.controllers(20).iter_mut().for_each(Controller::resume);
     Client::connect(&server).ask(READ);
 }
 
 #[test]
 fn after_5000_control_connections_nothing_has_grown() {
     let server = start();
-    let once = |number: usize| {
-        let mut controller = server.controller();
-        match number % 4 {
-            0 => controller.pause(),
-            1 => controller.resume(),
-            2 => controller.send(b"pr"),
-            _ => {}
+    let connect = |count: usize| {
+        for number in 0..count {
+            let mut controller = server.controller();
+            match number % 4 {
+                0 => controller.pause(),
+                1 => controller.resume(),
+                2 => controller.send(b"pr"),
+                _ => {}
+            }
         }
     };
-    // The first ones may well take some memory for good.
-    for number in 0..500 {
-        once(number);
-    }
+    // Threads and descriptors, and the memory.
     let state = || {
         // All of them are gone.
         server.controller().resume();
-        let mut state = (0, 0);
-        eventually("the controllers are gone", GENEROUS, || {
-            state = (server.threads(), descriptors(server.pid()));
-            state.0 == 2 && state.1 < 20
-        });
+        let state = || (server.threads(), descriptors(server.pid()));
+        eventually("the controllers are gone", GENEROUS, || state().0 == 2 && state().1 < 20);
         thread::sleep(A_WHILE);
-        state = (server.threads(), descriptors(server.pid()));
-        (state, resident_kib(server.pid()))
+        (state(), resident_kib(server.pid()))
     };
+    // The first ones may well take some memory for good.
+    connect(500);
     let (before, before_kib) = state();
-    for number in 0..5000 {
-        once(number);
-    }
+    connect(5000);
     let (after, after_kib) = state();
     assert_eq!(before, after, "threads and descriptors");
     assert!(after_kib < before_kib + 512, "{before_kib} KiB before, {after_kib} KiB after");
 }
 
+// Some that vanish.
+
 #[test]
 fn pr_of_a_controller_that_vanishes_at_once_leaves_requests_flowing() {
-    let (server, mut client, read) = start_busy("30ms");
-    client.reply(read).unwrap();
+    let server = Setup::in_memory().below("delay", &["rdelay=30ms"]).start();
+    let mut client = Client::connect(&server);
     for number in 0..60 {
         let read = client.send(READ);
         // Replies that fail come before, between and after.
         server.controller().send([&b"pr"[..], b"xpr", b"xpxrx"][number % 3]);
-        client.reply(read).unwrap();
+        client.goes_on(read);
         // Nobody else says r.
-        let again = client.send(Request::Flush);
-        assert!(matches!(client.reply_within(again, PROMPT), Some(Ok(_))));
+        client.flows(Flush);
+    }
+}
+
+dialogues! {
+    Setup::obedient() => {
+        a_pause_of_a_controller_that_vanishes_during_the_drain_takes_effect:
+            "reading A:p A.closes heard held B:p= returns B:=P still B:r=R flow";
     }
 }
 
 #[test]
-fn a_pause_of_a_controller_that_vanishes_during_the_drain_takes_effect() {
-    let (server, mut client, read) = start_busy("500ms");
-    server.controller().send(b"p");
-    let mut other = server.controller();
-    other.pause();
-    client.reply(read).unwrap();
-    let held = client.send(READ);
-    client.expect_held(&[held], A_WHILE);
-    other.resume();
-    client.reply(held).unwrap();
-}
-
-#[test]
 fn r_counts_also_where_its_sender_vanishes_before_the_reply() {
-    let server = start();
-    let mut client = Client::connect(&server);
+    let mut stage = Stage::on(Setup::in_memory());
     for _ in 0..50 {
-        let mut one = server.controller();
-        one.pause();
-        let held = client.send(READ);
-        one.send(b"r");
-        drop(one);
-        assert!(matches!(client.reply_within(held, PROMPT), Some(Ok(_))));
+        stage.play("A:p=P sends A:r A.closes flow");
     }
 }
 
@@ -510,12 +428,9 @@ fn controllers_that_vanish_at_any_moment_harm_nobody() {
         let mut operator = server.controller();
         eventually("the requests go on", GENEROUS, || {
             operator.resume();
-            reads.retain(|&read| match client.reply_within(read, Duration::from_millis(5)) {
-                Some(reply) => {
-                    reply.unwrap();
-                    false
-                }
-                None => true,
+            reads.retain(|&read| {
+                let reply = client.reply_within(read, Duration::from_millis(5));
+                reply.map(|reply| reply.expect("success")).is_none()
             });
             reads.is_empty()
         });
