@@ -40,17 +40,6 @@ pub fn fio(server: &Server, options: &[&str]) -> Process {
     Process::start(command)
 }
 
-/// Waits until each of fio's three jobs is connected and has written: who connects
-/// in a pause is logged, too.
-pub fn until_three_jobs_are_at_work(server: &Server, load: &mut Process) {
-    eventually("all jobs are at work", GENEROUS, || {
-        let log = server.logged();
-        let at_work = |connection: &u32| log.contains(&format!("connection={connection} ...Write"));
-        assert!(load.is_running(), "{}", load.stderr());
-        (1..10).filter(at_work).count() == 3
-    });
-}
-
 /// `nc` on the control socket, with `input`, until it ends.
 pub fn nc(options: &[&str], socket: &Path, input: &[u8]) -> Finished {
     let mut command = Command::new("nc");

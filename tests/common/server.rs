@@ -672,6 +672,11 @@ impl Server {
         self.process.stderr()
     }
 
+    /// Waits until it has said something with `what` in it.
+    pub fn says(&self, what: &str) {
+        eventually(what, GENEROUS, || self.messages().contains(what));
+    }
+
     /// How often it has said something with `what` in it.
     pub fn messages_count(&self, what: &str) -> usize {
         self.messages().matches(what).count()

@@ -36,4 +36,3 @@ mod socket_lost;
 mod stuck_log;
 mod timeout;
 mod unload;
-mod without_membarrier;

@@ -1,16 +1,14 @@
-//! The plugin is idle between `P` and `r`, whatever the clients do, and no
-//! byte is lost or wrong: real load from fio, nbdcopy and qemu-img.
+//! The plugin is idle between `P` and `r`, whatever the clients do, and no byte is
+//! lost or wrong: real load from fio, nbdcopy and qemu-img. Also on a kernel, or in a
+//! container, without `membarrier(2)`, where the filter relies on fences on both sides.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::clients::{self, fio, until_three_jobs_are_at_work};
-use crate::common::nbd::{Client, Request};
-use crate::common::random::Random;
-use crate::common::server::{Server, Setup};
-use crate::common::{A_WHILE, GENEROUS, PROMPT, eventually};
+use crate::common::clients::{self, fio};
+use crate::common::*;
 
 /// Every kind of load at once, until it is stopped.
 const BUSY: [&str; 8] = [
@@ -24,31 +22,49 @@ const BUSY: [&str; 8] = [
     "--runtime=300",
 ];
 
-#[test]
-fn in_100_pauses_under_load_the_plugin_is_not_touched() {
+/// In so many pauses of up to so many ms, the plugin under load is not touched.
+fn is_untouched_in(pauses: u32, longest: u64, server: &Server) {
     let mut random = Random::new();
-    let server = Setup::new(&["memory", "16M"]).logged().start();
-    let mut load = fio(&server, &BUSY);
-    until_three_jobs_are_at_work(&server, &mut load);
+    let mut load = fio(server, &BUSY);
+    // Who connects in a pause is logged, too.
+    load.runs_until("three jobs are connected and have written", || {
+        let log = server.logged();
+        let wrote = |job: &u32| log.contains(&format!("connection={job} ...Write"));
+        (1..10).filter(wrote).count() == 3
+    });
     let mut controller = server.controller();
     let mut before = 0;
-    for pause in 1..=100 {
-        eventually("the load goes on", GENEROUS, || {
-            assert!(load.is_running(), "{}", load.stderr());
-            server.logged_bytes() > before + 100_000
-        });
+    for pause in 1..=pauses {
+        load.runs_until("the load goes on", || server.logged_bytes() > before + 100_000);
         thread::sleep(random.millis(0..5));
         controller.pause();
         before = server.logged_bytes();
-        thread::sleep(random.millis(1..80));
-        let log = server.logged();
-        assert_eq!(&log[before as usize..], "", "in pause {pause}");
+        thread::sleep(random.millis(1..longest));
+        assert_eq!(&server.logged()[before as usize..], "", "in pause {pause}");
         controller.resume();
     }
     let log = server.logged();
     for kind in [" Read ", " Write ", " Flush "] {
         assert!(log.contains(kind), "there was no {kind}");
     }
+}
+
+#[test]
+fn in_100_pauses_under_load_the_plugin_is_not_touched() {
+    is_untouched_in(100, 80, &Setup::new(&["memory", "16M"]).logged().start());
+}
+
+#[test]
+fn without_membarrier_the_plugin_is_not_touched_in_a_pause_either() {
+    let setup = Setup::new(&["memory", "16M"]).logged().verbose();
+    let server = setup.refused_call(libc::SYS_membarrier).start();
+    server.says("pauses rely on fences");
+    is_untouched_in(20, 50, &server);
+}
+
+#[test]
+fn with_membarrier_it_is_used() {
+    Setup::in_memory().verbose().start().says("pauses rely on membarrier(2)");
 }
 
 /// Pauses and resumes as fast as it goes while `work` runs. How often?
@@ -79,22 +95,10 @@ fn while_pausing(server: &Server, work: impl FnOnce()) -> u32 {
 #[test]
 fn fio_verifies_every_block_through_rapid_pauses() {
     let server = Setup::with_disk(64).start();
+    let write = ["--rw=randwrite", "--bs=4k", "--size=64M", "--iodepth=16", "--fsync=32"];
+    let verify = ["--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0"];
     let pauses = while_pausing(&server, || {
-        fio(
-            &server,
-            &[
-                "--rw=randwrite",
-                "--bs=4k",
-                "--size=64M",
-                "--iodepth=16",
-                "--fsync=32",
-                "--verify=crc32c",
-                "--verify_fatal=1",
-                "--verify_state_save=0",
-            ],
-        )
-        .finish(GENEROUS)
-        .succeeded();
+        fio(&server, &[&write[..], &verify].concat()).finish(GENEROUS).succeeded();
     });
     assert!(pauses >= 20, "only {pauses} pauses: this proves nothing");
 }
@@ -102,19 +106,16 @@ fn fio_verifies_every_block_through_rapid_pauses() {
 #[test]
 fn a_copy_there_and_back_through_rapid_pauses_is_identical() {
     let server = Setup::with_disk(64).start();
-    let (image, back) = (server.path("image"), server.path("back"));
+    let (image, back, uri) = (server.path("image"), server.path("back"), server.uri());
     clients::ext4_image(&image, 64);
     let (image, back) = (image.to_str().unwrap(), back.to_str().unwrap());
     let mut pauses = 0;
     let start = Instant::now();
     while pauses < 50 && start.elapsed() < GENEROUS {
         pauses += while_pausing(&server, || {
-            clients::program("nbdcopy", &["--requests=8", image, &server.uri()]);
-            clients::program("nbdcopy", &["--requests=8", &server.uri(), back]);
-            clients::program(
-                "qemu-img",
-                &["compare", "-f", "raw", "-F", "raw", image, &server.uri()],
-            );
+            clients::program("nbdcopy", &["--requests=8", image, &uri]);
+            clients::program("nbdcopy", &["--requests=8", &uri, back]);
+            clients::program("qemu-img", &["compare", "-f", "raw", "-F", "raw", image, &uri]);
         });
         clients::program("cmp", &[image, back]);
         fs::remove_file(back).unwrap();
@@ -125,20 +126,15 @@ fn a_copy_there_and_back_through_rapid_pauses_is_identical() {
 #[test]
 fn copies_of_the_disk_at_the_start_and_the_end_of_a_pause_are_identical() {
     let server = Setup::with_disk(16).start();
-    let disk = server.path("disk.img");
     let mut load = fio(&server, &BUSY);
     let mut controller = server.controller();
     let mut last = vec![0; 16 << 20];
     for _ in 0..8 {
-        // The load does change the disk.
-        eventually("the disk changes", GENEROUS, || {
-            assert!(load.is_running(), "{}", load.stderr());
-            fs::read(&disk).unwrap() != last
-        });
+        load.runs_until("the disk changes", || server.disk() != last);
         controller.pause();
-        let start = fs::read(&disk).unwrap();
+        let start = server.disk();
         thread::sleep(A_WHILE);
-        let end = fs::read(&disk).unwrap();
+        let end = server.disk();
         controller.resume();
         assert!(start == end, "the disk has changed during a pause");
         last = end;
@@ -146,75 +142,25 @@ fn copies_of_the_disk_at_the_start_and_the_end_of_a_pause_are_identical() {
 }
 
 #[test]
-fn a_stuck_drain_is_ended_by_r_of_a_second_controller() {
-    let server = Setup::in_memory().logged().below("delay", &["rdelay=30"]).start();
-    let mut client = Client::connect(&server);
-    let stuck = client.send(Request::Read(0));
-    eventually("the read is below us", GENEROUS, || server.logged().contains(" Read id=1"));
-    let (mut one, mut two, mut three) =
-        (server.controller(), server.controller(), server.controller());
-    one.send(b"p");
-    one.expect_silence(A_WHILE);
-    three.send(b"pp");
-    three.expect_silence(A_WHILE);
-    let start = Instant::now();
-    two.resume();
-    assert!(start.elapsed() < PROMPT, "r had to wait for the drain");
-    // No pause took effect. The second p of `three` was still to come.
-    one.expect("X");
-    three.expect("X");
-    three.expect_silence(A_WHILE);
-    two.resume();
-    three.expect("X");
-    // And requests flow.
-    client.ask(Request::Write(0, 1));
-    assert_eq!(client.reply_within(stuck, Duration::ZERO), None);
-    // The delayed read ends early with the client.
-    drop(client);
-    server.stop();
-}
-
-#[test]
-fn r_ends_a_stuck_drain_for_the_requests_that_were_held_by_it() {
-    let server = Setup::in_memory().logged().below("delay", &["rdelay=30"]).start();
-    let mut client = Client::connect(&server);
-    client.send(Request::Read(0));
-    eventually("the read is below us", GENEROUS, || server.logged().contains(" Read id=1"));
-    let mut controller = server.controller();
-    controller.send(b"p");
-    controller.expect_silence(Duration::from_millis(50));
-    let held = client.send(Request::Write(0, 1));
-    client.expect_held(&[held], A_WHILE);
-    server.controller().resume();
-    assert_eq!(client.reply_within(held, PROMPT), Some(Ok(vec![1; 512])));
-    controller.expect("X");
-}
-
-#[test]
 fn a_disk_image_copied_by_qemu_img_with_a_pause_in_mid_copy_is_identical() {
-    let setup =
-        Setup::new(&["file", "disk.img"]).logged().below("rate", &["rate=40M", "burstiness=0.1"]);
+    let setup = Setup::new(&["file", "disk.img"]).logged();
     clients::ext4_image(&setup.path("disk.img"), 48);
-    let server = setup.start();
+    let server = setup.below("rate", &["rate=40M", "burstiness=0.1"]).start();
     let copy = server.path("copy");
-    let mut convert = clients::start(
-        "qemu-img",
-        &["convert", "-f", "raw", "-O", "raw", &server.uri(), copy.to_str().unwrap()],
-    );
+    let words = ["convert", "-f", "raw", "-O", "raw", &server.uri(), copy.to_str().unwrap()];
+    let mut convert = clients::start("qemu-img", &words);
     let reads = || server.logged().matches("...Read ").count();
     eventually("some of it is copied", GENEROUS, || reads() >= 3);
     let mut controller = server.controller();
     controller.pause();
     assert!(convert.is_running(), "the copy was too fast");
-    let before = server.logged_bytes();
-    let read = reads();
+    let (before, read) = (server.logged_bytes(), reads());
     thread::sleep(Duration::from_secs(1));
     assert_eq!(server.logged_bytes(), before, "{}", server.logged());
     assert!(convert.is_running(), "{:#?}", convert.finish(GENEROUS));
     controller.resume();
     convert.finish(GENEROUS).succeeded();
     assert!(reads() > read, "nothing was left to copy");
-    let (disk, copy) = (fs::read(server.path("disk.img")).unwrap(), fs::read(copy).unwrap());
-    assert!(disk == copy, "the copy differs");
+    assert!(server.disk() == fs::read(copy).unwrap(), "the copy differs");
     server.stop();
 }

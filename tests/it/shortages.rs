@@ -1,20 +1,16 @@
-//! There is no more to be had of something that the server needs: threads,
-//! descriptors, room for the control socket. Nothing is lost, and the log says
-//! why. Descriptors that controllers and clients use up are in `controllers.rs`,
-//! and a log whose disk is full is in `stuck_log.rs`.
+//! There is no more to be had of something that the server needs: threads, descriptors,
+//! room for the control socket. Nothing is lost, and the log says why. Descriptors that
+//! controllers and clients use up are in `controllers.rs`, and a log whose disk is full
+//! is in `stuck_log.rs`.
 
 use std::fs;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 
-use crate::common::nbd::{Client, Request};
-use crate::common::process::{self, Finished, descriptors, expect_line, run};
-use crate::common::server::{Server, Setup};
-use crate::common::{A_WHILE, GENEROUS, eventually};
-
-const READ: Request = Request::Read(0);
-const WRITE: Request = Request::Write(0, 0xaa);
+use crate::common::process::{descriptors, threads};
+use crate::common::*;
+use crate::stage::Stage;
 
 // No threads.
 
@@ -42,28 +38,18 @@ fn without_a_thread_for_control_nbdkit_ends_and_says_what_to_raise() {
 
 #[test]
 fn without_a_thread_to_flush_a_pause_is_refused_and_the_next_one_works() {
-    let setup = Setup::in_memory().under_a_mere_user().logged().parameters(&["pause-flush=true"]);
-    let server = setup.options(&[ONE_THREAD]).start();
-    let mut client = Client::connect(&server);
-    let mut controller = server.controller();
-    client.ask(WRITE);
-    server.limit(NO_MORE_THREADS);
-    for _ in 0..3 {
-        controller.send(b"p");
-        controller.expect("X");
-        assert_eq!(client.ask(READ), [0xaa; 512]);
-    }
-    let messages = server.messages();
+    let setup = Setup::in_memory().under_a_mere_user().logged().flushes();
+    let mut stage = Stage::on(setup.options(&[ONE_THREAD]));
+    stage.play("write").server.limit(NO_MORE_THREADS);
+    stage.play("A:p=X read A:p=X read A:p=X read");
+    let messages = stage.server.messages();
     expect_line(&messages, &["error: ", "pause-flush", "thread", "ulimit -u", "given up"]);
-    assert!(!server.logged().contains(" Flush "), "{}", server.logged());
+    assert!(!stage.server.logged().contains(" Flush "), "{}", stage.server.logged());
 
-    threads_again(&server);
-    controller.pause();
-    assert!(server.logged().contains(" Flush "), "{}", server.logged());
-    let held = client.send(READ);
-    client.expect_held(&[held], A_WHILE);
-    controller.resume();
-    assert_eq!(client.reply(held).unwrap(), [0xaa; 512]);
+    threads_again(&stage.server);
+    stage.play("A:p=P");
+    assert!(stage.server.logged().contains(" Flush "), "{}", stage.server.logged());
+    stage.play("held A:r=R flow");
 }
 
 #[test]
@@ -84,13 +70,10 @@ fn clients_that_nbdkit_has_no_threads_for_harm_no_other_and_no_pause() {
         // What nbdkit does with it is nbdkit's affair.
         let _ = refused.read(&mut [0; 512]);
         drop(refused);
-        if !is_paused {
-            controller.pause();
-        }
-        let held = client.send(WRITE);
-        client.expect_held(&[held], A_WHILE);
+        controller.pause();
+        let held = client.held(WRITE);
         controller.resume();
-        client.reply(held).unwrap();
+        client.goes_on(held);
         threads_again(&server);
         Client::connect(&server).leave();
     }
@@ -108,7 +91,7 @@ fn start_for_good(setup: Setup) -> Result<Server, Finished> {
     let mut ended = false;
     eventually("the filter serves", GENEROUS, || {
         ended = !server.is_running();
-        ended || process::threads(server.pid()) > 1
+        ended || threads(server.pid()) > 1
     });
     if ended { Err(server.ended(GENEROUS).process) } else { Ok(server) }
 }
@@ -126,9 +109,7 @@ fn at_any_limit_on_descriptors_nbdkit_can_be_paused_or_ends_and_says_why() {
             Ok(server) => {
                 served += 1;
                 for _ in 0..2 {
-                    let mut controller = server.controller();
-                    controller.pause();
-                    controller.resume();
+                    server.controller().ask("pr", "PR");
                 }
                 // nbdkit takes three for a client.
                 if count >= 20 {
@@ -155,10 +136,9 @@ fn at_any_limit_on_descriptors_nbdkit_can_be_paused_or_ends_and_says_why() {
 
 // A file system that takes no socket.
 
-/// Starts nbdkit with its control socket in a folder `full` of its own, which
-/// is a tmpfs with these options, and returns what it says. None, and a word
-/// about it, where that can't be had.
-fn refusal_on_tmpfs(options: &str) -> Option<(String, Finished)> {
+/// nbdkit refuses to start with its control socket in a folder `full` of its own, which
+/// is a tmpfs with these options, and says so in a line with its path and these words.
+fn is_told_of_a_tmpfs(options: &str, words: &[&str]) {
     let may = |words: &[&str]| {
         let mut command = Command::new("unshare");
         command.args(words).args(["mount", "-t", "tmpfs", "tmpfs", "/tmp"]);
@@ -167,29 +147,20 @@ fn refusal_on_tmpfs(options: &str) -> Option<(String, Finished)> {
     let unshare = [&["--mount"][..], &["--user", "--map-root-user", "--mount"]];
     let Some(unshare) = unshare.into_iter().find(|words| may(words)) else {
         println!("SKIPPED: {options}: this user may not mount a tmpfs, not even in a namespace");
-        return None;
+        return;
     };
     let setup = Setup::in_memory().control(Some("full/control"));
     fs::create_dir(setup.path("full")).unwrap();
     let script = format!("mount -t tmpfs -o {options} tmpfs full && exec \"$@\"");
-    let words = [&["unshare"], unshare, &["bash", "-c", &script, "bash"]].concat();
-    let path = setup.path("full/control").to_str().unwrap().to_owned();
-    Some((path, setup.under(&words).refusal()))
+    let wrapper = [&["unshare"], unshare, &["bash", "-c", &script, "bash"]].concat();
+    let path = format!("pause-control={}", setup.path("full/control").display());
+    let refusal = setup.under(&wrapper).refusal();
+    expect_line(&refusal.stderr, &[&["error: ", &path], words].concat());
 }
 
 #[test]
-fn a_full_disk_for_the_control_socket_is_told_by_its_path() {
+fn a_full_or_a_read_only_disk_for_the_control_socket_is_told_by_its_path() {
     // The folder itself is the one file.
-    if let Some((path, refusal)) = refusal_on_tmpfs("nr_inodes=1") {
-        let path = format!("pause-control={path}");
-        expect_line(&refusal.stderr, &["error: ", &path, "No space left", "make room"]);
-    }
-}
-
-#[test]
-fn a_read_only_disk_for_the_control_socket_is_told_by_its_path() {
-    if let Some((path, refusal)) = refusal_on_tmpfs("ro") {
-        let path = format!("pause-control={path}");
-        expect_line(&refusal.stderr, &["error: ", &path, "Read-only file system"]);
-    }
+    is_told_of_a_tmpfs("nr_inodes=1", &["No space left", "make room"]);
+    is_told_of_a_tmpfs("ro", &["Read-only file system"]);
 }

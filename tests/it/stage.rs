@@ -198,10 +198,7 @@ impl Stage {
             "flushing" => {
                 assert_eq!(server.content("flushes"), flushes(number(what)) + "begin\n");
             }
-            "says" => {
-                let what = what.replace('_', " ");
-                eventually(&what, GENEROUS, || server.messages().contains(&what));
-            }
+            "says" => server.says(&what.replace('_', " ")),
             "told" => {
                 let (count, what) = what.split_once(':').expect("what is told");
                 let told = server.messages_count(&what.replace('_', " "));
