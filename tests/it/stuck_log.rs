@@ -1,6 +1,6 @@
-//! A log that takes nothing: its disk is full, its reader is gone, or nobody
-//! reads it. A pause comes and ends as ever, and what is left unsaid is counted.
-//! What a log that is read has to say is checked in the other files.
+//! A log that takes nothing: its disk is full, its reader is gone, or nobody reads it.
+//! A pause comes and ends as ever, and what is left unsaid is counted. What a log that
+//! is read has to say is checked in the other files.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read};
@@ -11,40 +11,21 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::control::Controller;
 use crate::common::files::make_fifo;
-use crate::common::nbd::{Client, Request};
-use crate::common::process::expect_line;
-use crate::common::server::{Server, Setup, is_root};
-use crate::common::{A_WHILE, GENEROUS, PROMPT, eventually};
+use crate::common::nbd::Write;
+use crate::common::server::is_root;
+use crate::common::*;
 
-const WRITE: Request = Request::Write(0, 0xaa);
-
-/// A pause-timeout that is waited for.
+/// A pause-timeout that is waited for: long enough for a whole pause before.
 const LIMIT: Duration = Duration::from_secs(2);
+
+fn limited(setup: Setup) -> Setup {
+    setup.holds().with("pause-timeout=2")
+}
 
 /// How the server is started so that a shell does `redirections` before.
 fn with(setup: Setup, redirections: &str) -> Setup {
     setup.under(&["bash", "-c", &format!("exec \"$@\" {redirections}"), "bash"])
-}
-
-#[test]
-fn a_full_disk_for_the_log_stops_nothing() {
-    for options in [&[][..], &["-v"]] {
-        let parameters = ["pause-timeout=2", "pause-hold=true", "pause-flush=true"];
-        let setup = Setup::with_disk(1).options(options).parameters(&parameters);
-        let server = with(setup, "2>/dev/full").start();
-        let mut client = Client::connect(&server);
-        client.expect_a_whole_pause(&server);
-        expect_end_in_time(&server, &mut client);
-        let mut controller = server.controller();
-        controller.send(b"?+-r");
-        controller.expect("X+-R");
-        client.ask(Request::Write(512, 1));
-        client.leave();
-        let disk = fs::read(server.stop().path("disk.img")).unwrap();
-        assert_eq!((disk[0], disk[512]), (0xaa, 1));
-    }
 }
 
 /// A hold runs out of time, and nobody but the pause-timeout ends it.
@@ -55,8 +36,23 @@ fn expect_end_in_time(server: &Server, client: &mut Client) {
     let held = client.send(WRITE);
     client.reply_within(held, LIMIT + PROMPT).expect("the pause ends").expect("success");
     assert!(since.elapsed() >= LIMIT, "after {:?}", since.elapsed());
-    holder.send(b"-");
-    holder.expect("X");
+    holder.ask("-", "X");
+}
+
+#[test]
+fn a_full_disk_for_the_log_stops_nothing() {
+    for options in [&[][..], &["-v"]] {
+        let setup = limited(Setup::with_disk(1)).options(options).flushes();
+        let server = with(setup, "2>/dev/full").start();
+        let mut client = Client::connect(&server);
+        client.expect_a_whole_pause(&server);
+        expect_end_in_time(&server, &mut client);
+        server.controller().ask("?+-r", "X+-R");
+        client.ask(Write(512, 1));
+        client.leave();
+        let disk = server.stop().disk();
+        assert_eq!((disk[0], disk[512]), (0xaa, 1));
+    }
 }
 
 /// A pipe by name in the server's folder, `stderr`, and an end of it that reads.
@@ -70,8 +66,7 @@ fn pipe(setup: &Setup) -> File {
 
 #[test]
 fn a_log_whose_reader_is_gone_stops_nothing() {
-    let parameters = ["pause-timeout=2", "pause-hold=true"];
-    let setup = Setup::with_disk(1).verbose().parameters(&parameters);
+    let setup = limited(Setup::with_disk(1)).verbose();
     let reader = pipe(&setup);
     let server = with(setup, "2>stderr").start();
     let mut client = Client::connect(&server);
@@ -104,15 +99,12 @@ os.close(log)
 os.execvp(sys.argv[3], sys.argv[3:])
 "##;
 
-fn setup() -> Setup {
-    Setup::in_memory().parameters(&["pause-timeout=2", "pause-hold=true"])
-}
-
 /// A server whose log is `kind` and takes nothing, and the end that reads it.
 fn start_with_stuck_log(setup: Setup, kind: &str) -> (Server, Box<dyn Read>) {
+    println!("a {kind}");
     let path = setup.path("stderr");
     let path = path.to_str().unwrap();
-    let python = ["env", "-u", "PYTHONHOME", "/usr/bin/python3", "-c", STUCK, kind, path];
+    let python = ["env", "-u", "PYTHONHOME", clients::PYTHON, "-c", STUCK, kind, path];
     if kind == "pipe" {
         let reader = pipe(&setup);
         (setup.under(&python).start(), Box::new(reader))
@@ -139,54 +131,50 @@ fn read_up_to(reader: &mut dyn Read, end: &str) -> String {
     text.trim_start_matches('#').to_owned()
 }
 
-fn a_log_that_nobody_reads_keeps_nothing_from_being_heard(kind: &str) {
-    let (server, mut reader) = start_with_stuck_log(setup(), kind);
-    let mut client = Client::connect(&server);
-    expect_end_in_time(&server, &mut client);
-    client.expect_a_whole_pause(&server);
-    let mut holder = server.controller();
-    let hold_and_resume = |holder: &mut Controller| {
-        holder.hold();
-        server.controller().resume();
-        holder.send(b"-");
-        holder.expect("X");
-    };
-    for _ in 0..100 {
+fn in_memory() -> Setup {
+    limited(Setup::in_memory())
+}
+
+#[test]
+fn a_log_that_nobody_reads_keeps_nothing_from_being_heard() {
+    for kind in ["pipe", "socket"] {
+        let (server, mut reader) = start_with_stuck_log(in_memory(), kind);
+        let mut client = Client::connect(&server);
+        expect_end_in_time(&server, &mut client);
+        client.expect_a_whole_pause(&server);
+        let mut holder = server.controller();
+        let hold_and_resume = |holder: &mut Controller| {
+            holder.hold();
+            server.controller().resume();
+            holder.ask("-", "X");
+        };
+        for _ in 0..100 {
+            hold_and_resume(&mut holder);
+        }
+        // It does not ask again and again whether the log takes something.
+        server.expect_no_busy_loop(|| thread::sleep(Duration::from_secs(1)));
+
+        // Each of these is an error, and they were kept as long as there was room.
+        let log = read_up_to(&mut *reader, "are lost");
+        let mut lines = log.lines();
+        expect_line(lines.next().unwrap(), &["error: ", "pause-timeout"]);
+        let lost = lines.next_back().unwrap().split_whitespace().find_map(|word| word.parse().ok());
+        let told = lines.filter(|line| line.contains("error: ")).count();
+        assert_eq!(told + lost.unwrap_or(0_usize), 100, "{log}");
+        assert!(told >= 50, "{log}");
+        // From here on it is as ever.
         hold_and_resume(&mut holder);
+        let log = read_up_to(&mut *reader, "error: ");
+        assert_eq!(log.lines().count(), 1, "{log}");
+        client.leave();
+        server.stop();
     }
-    // It does not ask again and again whether the log takes something.
-    server.expect_no_busy_loop(|| thread::sleep(Duration::from_secs(1)));
-
-    // Each of these is an error, and they were kept as long as there was room.
-    let log = read_up_to(&mut *reader, "are lost");
-    let mut lines = log.lines();
-    expect_line(lines.next().unwrap(), &["error: ", "pause-timeout"]);
-    let lost = lines.next_back().unwrap().split_whitespace().find_map(|word| word.parse().ok());
-    let told = lines.filter(|line| line.contains("error: ")).count();
-    assert_eq!(told + lost.unwrap_or(0_usize), 100, "{log}");
-    assert!(told >= 50, "{log}");
-    // From here on it is as ever.
-    hold_and_resume(&mut holder);
-    let log = read_up_to(&mut *reader, "error: ");
-    assert_eq!(log.lines().count(), 1, "{log}");
-    client.leave();
-    server.stop();
-}
-
-#[test]
-fn a_pipe_for_the_log_that_nobody_reads_keeps_nothing_from_being_heard() {
-    a_log_that_nobody_reads_keeps_nothing_from_being_heard("pipe");
-}
-
-#[test]
-fn a_socket_for_the_log_that_nobody_reads_keeps_nothing_from_being_heard() {
-    a_log_that_nobody_reads_keeps_nothing_from_being_heard("socket");
 }
 
 #[test]
 fn a_log_that_nobody_reads_does_not_keep_the_server_from_ending() {
     for kind in ["pipe", "socket"] {
-        let (server, _reader) = start_with_stuck_log(setup(), kind);
+        let (server, _reader) = start_with_stuck_log(in_memory(), kind);
         let mut client = Client::connect(&server);
         // Something is left unsaid.
         expect_end_in_time(&server, &mut client);
@@ -200,8 +188,7 @@ fn a_log_that_nobody_reads_does_not_keep_the_server_from_ending() {
 #[test]
 fn nor_a_paused_one_that_has_left_nothing_unsaid() {
     for kind in ["pipe", "socket"] {
-        let setup = Setup::in_memory();
-        let (server, _reader) = start_with_stuck_log(setup, kind);
+        let (server, _reader) = start_with_stuck_log(Setup::in_memory(), kind);
         let mut controller = server.controller();
         controller.pause();
         thread::sleep(A_WHILE);
@@ -216,7 +203,7 @@ fn nor_where_the_socket_cannot_be_removed() {
         println!("SKIPPED: only root can use nbdkit -u");
         return;
     }
-    let setup = setup().changing_user().control(Some("run/control"));
+    let setup = in_memory().changing_user().control(Some("run/control"));
     fs::create_dir(setup.path("run")).unwrap();
     let (server, _reader) = start_with_stuck_log(setup, "pipe");
     server.control_thread();
@@ -230,11 +217,10 @@ fn nor_where_the_socket_cannot_be_removed() {
 /// nbdkit has an error of its own to say for each, and waits for the log.
 #[test]
 fn held_requests_end_at_a_shutdown_as_soon_as_the_log_is_read() {
-    let (server, mut reader) = start_with_stuck_log(setup(), "pipe");
+    let (server, mut reader) = start_with_stuck_log(in_memory(), "pipe");
     let mut client = Client::connect(&server);
     server.controller().pause();
-    let held = client.send(WRITE);
-    client.expect_held(&[held], A_WHILE);
+    let held = client.held(WRITE);
     server.terminate();
     thread::sleep(A_WHILE);
     read_up_to(&mut *reader, "error: ");
