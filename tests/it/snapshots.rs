@@ -9,19 +9,12 @@ use std::process::Command;
 use std::thread;
 use std::time::Instant;
 
-use crate::common::process::{Finished, Process, run};
-use crate::common::random::Random;
-use crate::common::server::{Server, Setup};
-use crate::common::{GENEROUS, clients, eventually, filter};
-
-/// Debian's python3 has libnbd's module, another one on the path may not.
-const PYTHON: &str = "/usr/bin/python3";
+use crate::common::clients::PYTHON;
+use crate::common::*;
 
 fn with_holds(setup: Setup) -> Setup {
-    setup
-        .parameters(&["pause-hold=true", "pause-flush=true"])
-        // No power is cut here, and a busy machine takes seconds for a sync.
-        .below("fua", &["fuamode=discard"])
+    // No power is cut here, and a busy machine takes seconds for a sync.
+    setup.holds().flushes().below("fua", &["fuamode=discard"])
 }
 
 /// A process that writes, and prints a number when that is on the disk.
@@ -36,33 +29,27 @@ impl Writer {
         whole.rsplit('\n').next().and_then(|number| number.parse().ok()).unwrap_or(0)
     }
 
-    /// Waits until it has come further: its server isn't paused.
-    fn goes_on(&mut self) {
-        let before = self.acknowledged();
-        // Not the next one: that may have been on its way.
+    /// Waits until it has come so far.
+    fn comes_to(&mut self, number: u64) {
         eventually("the writer goes on", GENEROUS, || {
             assert!(self.0.is_running(), "{}", self.0.stderr());
-            self.acknowledged() > before + 1
+            self.acknowledged() >= number
         });
     }
-}
 
-/// Where the copies of one snapshot go; no other touches them.
-struct Snapshots {
-    dir: PathBuf,
-    count: u32,
-}
-
-impl Snapshots {
-    fn new(server: &Server) -> Self {
-        Snapshots { dir: server.dir().to_owned(), count: 0 }
+    /// Waits until it has come further: its server isn't paused.
+    fn goes_on(&mut self) {
+        // Not the next one: that may have been on its way.
+        self.comes_to(self.acknowledged() + 2);
     }
+}
 
-    /// A new folder.
-    fn next(&mut self) -> PathBuf {
-        self.count += 1;
-        let folder = self.dir.join(format!("snapshot-{}", self.count));
-        fs::create_dir(&folder).expect("a folder");
+/// New folders, each for the copies of one snapshot.
+fn folders(dir: PathBuf) -> impl FnMut() -> PathBuf {
+    let mut names = (1..).map(move |number| dir.join(format!("snapshot-{number}")));
+    move || {
+        let folder = names.next().expect("a name");
+        fs::create_dir_all(&folder).expect("a folder");
         folder
     }
 }
@@ -96,13 +83,13 @@ fn snapshots_while_helpers_are_killed(
     check: impl Fn(&Path, u64),
 ) {
     let mut random = Random::new();
-    let mut snapshots = Snapshots::new(servers[0]);
+    let mut next_folder = folders(servers[0].dir().to_owned());
     let (mut good, mut killed, mut killed_in_pause) = (0, 0, 0);
     // How long one takes now, in ms: the killer has to hit it.
     let mut usual = 20;
     while good < good_ones || killed < killed_ones || killed_in_pause < killed_ones / 4 {
         writer.goes_on();
-        let folder = snapshots.next();
+        let folder = next_folder();
         let before = writer.acknowledged();
         let start = Instant::now();
         let helper = under_pause(servers, script, &[&[folder.as_path()], disks].concat());
@@ -213,7 +200,7 @@ fn no_good_snapshot_of_a_journal_and_its_data_on_two_disks_is_torn() {
     let disks = [servers[0].path("disk.img"), servers[1].path("disk.img")];
     let disks = [disks[0].as_path(), disks[1].as_path()];
     // Once all blocks are in use.
-    eventually("the writer has been round", GENEROUS, || writer.acknowledged() > 2 * BLOCKS);
+    writer.comes_to(2 * BLOCKS + 1);
     snapshots_while_helpers_are_killed(
         &[&servers[0], &servers[1]],
         &mut writer,
@@ -222,9 +209,9 @@ fn no_good_snapshot_of_a_journal_and_its_data_on_two_disks_is_torn() {
         |folder, acknowledged| journal_rule(folder, acknowledged).unwrap(),
     );
     // What the rule finds where nothing is paused.
-    let mut unpaused = Snapshots { dir: servers[1].dir().to_owned(), count: 0 };
+    let mut next_folder = folders(servers[1].dir().to_owned());
     eventually("a torn snapshot without a pause", GENEROUS, || {
-        let folder = unpaused.next();
+        let folder = next_folder();
         without_pause(COPY_BOTH, &[&[folder.as_path()], &disks[..]].concat());
         journal_rule(&folder, 0).is_err()
     });
@@ -270,21 +257,20 @@ while not os.path.exists("stop"):
 /// content once the journal is replayed, and all acknowledged files are there.
 fn file_system_rule(folder: &Path, acknowledged: u64) -> Result<(), String> {
     let image = folder.join("image");
-    let mut replay = clients::system_program("e2fsck");
-    replay.args(["-fy", "-E", "journal_only"]).arg(&image);
-    let replayed = run(replay);
+    let on_image = |program: &str, arguments: &[&str]| {
+        let mut command = clients::system_program(program);
+        command.args(arguments).arg(&image);
+        run(command)
+    };
+    let replayed = on_image("e2fsck", &["-fy", "-E", "journal_only"]);
     if replayed.status.code().is_none_or(|code| code > 1) {
         return Err(format!("{replayed:#?}"));
     }
-    let mut check = clients::system_program("e2fsck");
-    check.arg("-fn").arg(&image);
-    let checked = run(check);
+    let checked = on_image("e2fsck", &["-fn"]);
     if !checked.status.success() {
         return Err(format!("{checked:#?}"));
     }
-    let mut dump = clients::system_program("debugfs");
-    dump.args(["-R", &format!("rdump / {}", folder.display())]).arg(&image);
-    run(dump).succeeded();
+    on_image("debugfs", &["-R", &format!("rdump / {}", folder.display())]).succeeded();
     let mut files = HashMap::new();
     for place in 0..20 {
         let path = folder.join(format!("number-{place}"));
@@ -351,10 +337,9 @@ fn no_good_snapshot_of_a_mounted_ext4_is_torn() {
     let arguments = [folder.as_path(), &disk];
     under_pause(&[&server], COPY_SLOWLY, &arguments).finish(GENEROUS).succeeded();
     file_system_rule(&folder, before).unwrap();
-    let mut unpaused = Snapshots { dir: server.path("unpaused"), count: 0 };
-    fs::create_dir(&unpaused.dir).unwrap();
+    let mut next_folder = folders(server.path("unpaused"));
     eventually("a torn snapshot without a pause", GENEROUS, || {
-        let folder = unpaused.next();
+        let folder = next_folder();
         let before = writer.acknowledged();
         without_pause(COPY_SLOWLY, &[&folder, &disk]);
         file_system_rule(&folder, before).is_err()

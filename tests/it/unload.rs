@@ -1,18 +1,14 @@
-//! The end of the filter: no thread, process, socket or memory of ours is left,
-//! paused or not, and what the library shows to the outside.
+//! The end of the filter: no thread, process, socket or memory of ours is left, paused
+//! or not, and what the library shows to the outside.
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 use std::thread;
 
 use crate::common::clients::fio;
-use crate::common::nbd::{Client, ONE_OF_EACH, Request};
-use crate::common::process::{is_alive, run};
-use crate::common::server::{Server, Setup};
-use crate::common::{A_WHILE, GENEROUS, PROMPT, eventually, filter};
-
-const WRITE: Request = Request::Write(0, 0xee);
+use crate::common::process::is_alive;
+use crate::common::*;
+use crate::stage::Stage;
 
 /// Starts a server, and stops it in one of many states.
 fn start_and_stop(number: usize) {
@@ -26,25 +22,17 @@ fn start_and_stop(number: usize) {
             controller.pause();
             let held = ONE_OF_EACH.map(|request| client.send(request));
             client.all_read_by_server();
-            let gone_before = number % 8 == 2;
             server.terminate();
             for ticket in held {
                 // One that comes too late for that is not dropped.
                 assert!(client.reply_within(ticket, PROMPT).is_some());
             }
-            if gone_before {
-                drop(controller);
-                drop(client);
-                server.ended(PROMPT).well();
-            } else {
-                drop(client);
-                server.ended(PROMPT).well();
-                drop(controller);
-            }
+            let stays = (number % 8 != 2).then_some(controller);
+            drop(client);
+            server.ended(PROMPT).well();
+            drop(stays);
         }
-        1 => {
-            server.stop();
-        }
+        1 => _ = server.stop(),
         _ => {
             let mut client = Client::connect(&server);
             let mut controller = server.controller();
@@ -66,16 +54,18 @@ fn a_thousand_starts_and_stops_leave_nothing() {
     });
 }
 
-/// The lines of strace's report, each a thread id and what it did.
-fn trace(path: &Path) -> Vec<(u32, String)> {
-    fs::read_to_string(path)
-        .unwrap()
-        .lines()
-        .map(|line| {
-            let (tid, what) = line.split_once(' ').unwrap();
-            (tid.parse().unwrap(), what.trim().to_owned())
-        })
-        .collect()
+#[test]
+fn a_server_that_served_many_clients_keeps_nothing_of_them() {
+    let mut stage = Stage::on(Setup::in_memory());
+    for round in 0..200 {
+        if round % 10 == 0 {
+            stage.play("A:p=P sends").client().all_read_by_server();
+            stage.play("A:r=R flow");
+        }
+        stage.play("write goes");
+    }
+    stage.play("is-gone");
+    stage.end();
 }
 
 /// Our thread has ended, and the control socket is gone, before the filter above
@@ -88,21 +78,21 @@ fn our_thread_ends_before_unload_returns_after(end: impl FnOnce(&Server)) {
         .above("nofilter", &[])
         .under(&["strace", "-f", "-s", "100", "-e", calls, "-o", "trace"])
         .start();
-    let ours = server.control_thread();
-    let server_itself = server.pid();
+    let (ours, server_itself) = (server.control_thread(), server.pid());
     end(&server);
-    let ended = server.ended(GENEROUS).well();
-    let trace = trace(&ended.path("trace"));
+    let trace = fs::read_to_string(server.ended(GENEROUS).well().path("trace")).unwrap();
+    // Each line is a thread id and what it did.
     let position = |tid: u32, call: &str, on: &str| {
-        trace
-            .iter()
-            .position(|(who, what)| *who == tid && what.starts_with(call) && what.contains(on))
-            .unwrap_or_else(|| panic!("no {call} in {trace:#?}"))
+        let is_it = |line: &str| {
+            let (who, what) = line.split_once(' ').unwrap();
+            who == tid.to_string() && what.trim().starts_with(call) && what.contains(on)
+        };
+        trace.lines().position(is_it).unwrap_or_else(|| panic!("no {call} in {trace}"))
     };
     let removal = position(ours, "unlink", "/control\"");
     let exit = position(ours, "exit(", "");
     let next = position(server_itself, "write", "nofilter: unload filter");
-    assert!(removal < exit && exit < next, "{trace:#?}");
+    assert!(removal < exit && exit < next, "{trace}");
 }
 
 #[test]
@@ -113,19 +103,23 @@ fn our_thread_ends_before_unload_returns() {
 #[test]
 fn our_thread_ends_before_unload_returns_while_paused_with_controllers_and_held_requests() {
     our_thread_ends_before_unload_returns_after(|server| {
-        let mut client = Client::connect(server);
-        let mut controllers = [server.controller(), server.controller(), server.controller()];
+        let mut controllers = server.controllers(3);
         controllers[0].pause();
-        let held = client.send(WRITE);
-        client.expect_held(&[held], A_WHILE);
-        server.terminate();
-        assert!(matches!(client.reply_within(held, GENEROUS), Some(Err(_))));
-        drop(client);
-        for controller in &mut controllers {
-            controller.expect_closed();
-        }
+        end_with_a_held_request(server);
+        controllers.iter_mut().for_each(Controller::expect_closed);
     });
 }
+
+/// A write, kept from being done, of a client that is there at the end.
+fn end_with_a_held_request(server: &Server) {
+    let mut client = Client::connect(server);
+    let held = client.held(WRITE);
+    server.terminate();
+    // Other filters than ours end it in a way of their own.
+    assert!(matches!(client.reply_within(held, GENEROUS), Some(Err(_))));
+}
+
+// Memory.
 
 /// What memcheck counts, in bytes but for the errors.
 #[derive(Debug, PartialEq, Eq)]
@@ -136,28 +130,6 @@ struct Memcheck {
     /// What is left of a thread that has not quite ended with the process is
     /// "possibly lost". nbdkit has such threads now and then; we have none.
     possibly_lost_by_us: usize,
-}
-
-/// A number in a line of valgrind's report, after `label`.
-fn number(report: &str, label: &str) -> u64 {
-    report
-        .lines()
-        .find_map(|line| line.split_once(label))
-        .map(|(_, rest)| {
-            let digits = rest.trim_start().split(' ').next().unwrap();
-            digits.replace(',', "").parse().unwrap()
-        })
-        // "All heap blocks were freed" has no such lines.
-        .unwrap_or(0)
-}
-
-/// The paragraphs of valgrind's report.
-fn records(report: &str) -> impl Iterator<Item = String> {
-    let lines: Vec<&str> =
-        report.lines().map(|line| line.splitn(3, "==").nth(2).unwrap_or(line)).collect();
-    let records: Vec<String> =
-        lines.split(|line| line.trim().is_empty()).map(|record| record.join("\n")).collect();
-    records.into_iter()
 }
 
 fn under_valgrind(setup: Setup) -> Server {
@@ -177,14 +149,20 @@ fn memcheck(server: Server) -> (Memcheck, String) {
     let ended = server.ended(GENEROUS).well();
     let report = fs::read_to_string(ended.path("valgrind")).unwrap();
     assert!(report.contains("ERROR SUMMARY"), "{report}");
+    // "All heap blocks were freed" has no such lines.
+    let number = |label: &str| {
+        let rest = report.lines().find_map(|line| line.split_once(label))?.1;
+        rest.trim_start().split(' ').next()?.replace(',', "").parse().ok()
+    };
+    let text = |line: &str| line.splitn(3, "==").nth(2).unwrap_or(line).trim().to_owned();
+    let paragraphs = report.lines().map(text).collect::<Vec<_>>().join("\n");
     let us = filter::ours().to_str().unwrap();
+    let lost_by_us = |record: &&str| record.contains("are possibly lost") && record.contains(us);
     let counted = Memcheck {
-        errors: number(&report, "ERROR SUMMARY:"),
-        definitely_lost: number(&report, "definitely lost:"),
-        indirectly_lost: number(&report, "indirectly lost:"),
-        possibly_lost_by_us: records(&report)
-            .filter(|record| record.contains("are possibly lost") && record.contains(us))
-            .count(),
+        errors: number("ERROR SUMMARY:").unwrap(),
+        definitely_lost: number("definitely lost:").unwrap_or(0),
+        indirectly_lost: number("indirectly lost:").unwrap_or(0),
+        possibly_lost_by_us: paragraphs.split("\n\n").filter(lost_by_us).count(),
     };
     (counted, report)
 }
@@ -196,29 +174,8 @@ fn load(server: &Server) {
         .succeeded();
     for _ in 0..3 {
         let mut clients = [Client::connect(server), Client::connect(server)];
-        for client in &mut clients {
-            client.ask(WRITE);
-        }
+        clients.iter_mut().for_each(|client| _ = client.ask(WRITE));
     }
-}
-
-/// A client that dies while its write is held.
-fn dying_client(server: &Server) {
-    let mut client = Client::connect(server);
-    let held = client.send(WRITE);
-    client.all_read_by_server();
-    client.expect_held(&[held], A_WHILE);
-}
-
-/// A write, kept from being done, of a client that is there at the end.
-fn end_with_a_held_request(server: &Server) {
-    let mut client = Client::connect(server);
-    let held = client.send(WRITE);
-    client.all_read_by_server();
-    client.expect_held(&[held], A_WHILE);
-    server.terminate();
-    // Other filters than ours end it in a way of their own.
-    assert!(matches!(client.reply_within(held, GENEROUS), Some(Err(_))));
 }
 
 /// All clients have left, and nbdkit has noticed, when the server ends.
@@ -231,31 +188,26 @@ fn valgrind_finds_nothing_that_the_server_does_not_have_without_us() {
     let (without, _) = memcheck(without);
 
     let with = under_valgrind(Setup::in_memory());
-    let mut controllers: Vec<_> = (0..10).map(|_| with.controller()).collect();
+    let mut controllers = with.controllers(10);
     thread::scope(|scope| {
-        let load = scope.spawn(|| load(&with));
-        for _ in 0..3 {
-            for controller in &mut controllers {
-                controller.pause();
-                controller.resume();
-                controller.send(b"x?prp\n");
-                controller.expect("XXPRP");
-                controller.resume();
-            }
+        scope.spawn(|| load(&with));
+        for round in 0..30 {
+            let controller = &mut controllers[round % 10];
+            controller.ask("p", "P");
+            controller.ask("r", "R");
+            controller.ask("x?prp\n", "XXPRP");
+            controller.ask("r", "R");
         }
-        load.join().unwrap();
     });
-    // Some vanish, some stay.
+    // Some vanish, some stay. A client dies while its write is held.
     controllers.truncate(5);
     with.controller().pause();
-    dying_client(&with);
+    Client::connect(&with).held(WRITE);
     eventually("all have left", GENEROUS, || with.threads() == 2);
     with.terminate();
     let (with, report) = memcheck(with);
     assert_eq!(with, without, "{report}");
-    for controller in &mut controllers {
-        controller.expect_closed();
-    }
+    controllers.iter_mut().for_each(Controller::expect_closed);
 }
 
 /// nbdkit itself loses some memory for each client that is still there when
@@ -275,6 +227,8 @@ fn valgrind_finds_nothing_at_a_shutdown_with_held_requests_that_other_filters_do
     controller.expect_closed();
 }
 
+// The library.
+
 #[test]
 fn only_filter_init_is_exported() {
     let mut nm = Command::new("nm");
@@ -292,24 +246,4 @@ fn the_library_has_at_most_550_kb_and_no_symbols() {
     let mut nm = Command::new("nm");
     nm.arg(filter::ours());
     assert!(run(nm).stderr.contains("no symbols"));
-}
-
-#[test]
-fn a_server_that_served_many_clients_keeps_nothing_of_them() {
-    let server = Setup::in_memory().start();
-    let at_rest = server.threads_at_rest();
-    let mut controller = server.controller();
-    for round in 0..200 {
-        let mut client = Client::connect(&server);
-        if round % 10 == 0 {
-            controller.pause();
-            let held = client.send(WRITE);
-            client.all_read_by_server();
-            controller.resume();
-            client.reply(held).unwrap();
-        }
-        client.ask(WRITE);
-    }
-    eventually("their threads are gone", GENEROUS, || server.threads() == at_rest);
-    server.stop();
 }
