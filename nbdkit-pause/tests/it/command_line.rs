@@ -1,20 +1,22 @@
-//! What packagers and people at a prompt meet: completions and help.
+//! What packagers and people at a prompt meet: completions, help, and what is said of
+//! a command line that makes no sense. Sockets that make none are in `trouble.rs`.
 
 use std::process::Command;
 
-use crate::common::process::{Finished, run, run_with_input};
-use crate::helper::PROGRAM;
+use crate::common::process::run_with_input;
+use crate::common::*;
+use crate::helper::*;
 
-fn helper(arguments: &[&str]) -> Finished {
+fn output(words: &str) -> String {
     let mut command = Command::new(PROGRAM);
-    command.args(arguments);
-    run(command)
+    command.args(words.split(' '));
+    run(command).succeeded().stdout
 }
 
 #[test]
 fn there_are_completions_for_each_shell() {
     for shell in ["bash", "zsh", "fish"] {
-        let script = helper(&["completions", shell]).succeeded().stdout;
+        let script = output(&format!("completions {shell}"));
         for word in ["nbdkit-pause", "run", "pause", "resume", "timeout"] {
             assert!(script.contains(word), "{shell}: {word}");
         }
@@ -23,7 +25,7 @@ fn there_are_completions_for_each_shell() {
 
 #[test]
 fn bash_completes_actions_and_options() {
-    let mut script = helper(&["completions", "bash"]).succeeded().stdout;
+    let mut script = output("completions bash");
     script.push_str(
         r#"
         read -r _ _ function _ < <(complete -p nbdkit-pause | sed 's/.* -F/complete -F/')
@@ -40,10 +42,32 @@ fn bash_completes_actions_and_options() {
 
 #[test]
 fn help_and_version_succeed_and_name_every_action() {
-    let help = helper(&["--help"]).succeeded().stdout;
+    let help = output("--help");
     for action in ["run", "pause", "resume"] {
         assert!(help.contains(&format!("\n  {action} ")), "{help}");
-        helper(&[action, "--help"]).succeeded();
+        output(&format!("{action} --help"));
     }
-    assert!(helper(&["--version"]).succeeded().stdout.starts_with("nbdkit-pause "));
+    assert!(output("--version").starts_with("nbdkit-pause "));
+}
+
+#[test]
+fn the_command_line_is_checked_before_anything_is_paused() {
+    let server = Plain.start();
+    for wrong in [
+        "run",
+        "run control",
+        "run control --",
+        "run -- touch ran",
+        "run --timeout 1h control -- touch ran",
+        "run --timeout -1 control -- touch ran",
+        "run --no-such-option control -- touch ran",
+        "pause",
+        "resume",
+        "freeze control",
+        "",
+    ] {
+        let said = call(&server, wrong).ends(125, &[]).stderr;
+        assert!(!said.is_empty(), "{wrong:?}");
+    }
+    not_run(&[&server]);
 }

@@ -1,14 +1,13 @@
-//! How the tests call `nbdkit-pause`, and how they see from outside whether a
-//! server is paused. The servers are real ones.
+//! How the tests call `nbdkit-pause`, and how they see from outside whether a server
+//! is paused. The servers are real ones; what they have promised is tested elsewhere.
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
+use std::thread;
 
-use crate::common::nbd::{Client, Request, Ticket};
-use crate::common::process::{Finished, Process, is_alive, send_signal};
-use crate::common::server::{Server, Setup};
-use crate::common::{A_WHILE, GENEROUS, eventually};
+use crate::common::nbd::Write;
+use crate::common::process::{is_alive, send_signal};
+use crate::common::*;
 
 /// The program under test.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_nbdkit-pause");
@@ -24,54 +23,96 @@ pub enum Kind {
     Holds,
 }
 
-pub const KINDS: [Kind; 3] = [Kind::Stock, Kind::Plain, Kind::Holds];
+pub use Kind::{Holds, Plain, Stock};
+
+pub const KINDS: [Kind; 3] = [Stock, Plain, Holds];
 
 /// Those that hear `r` while they drain.
-pub const OURS: [Kind; 2] = [Kind::Plain, Kind::Holds];
+pub const OURS: [Kind; 2] = [Plain, Holds];
 
 /// Those that have no holds.
-pub const WITHOUT_HOLDS: [Kind; 2] = [Kind::Stock, Kind::Plain];
+pub const WITHOUT_HOLDS: [Kind; 2] = [Stock, Plain];
 
 impl Kind {
-    /// Over a plugin that keeps its disk in memory.
-    pub fn setup(self) -> Setup {
-        self.of(Setup::in_memory())
-    }
-
     /// This setup, with this filter.
     pub fn of(self, setup: Setup) -> Setup {
+        println!("{self:?}");
         match self {
-            Kind::Stock => setup.stock(),
-            Kind::Plain => setup,
-            Kind::Holds => setup.parameters(&["pause-hold=true"]),
+            Stock => setup.stock(),
+            Plain => setup,
+            Holds => setup.holds(),
         }
     }
 
+    /// Over a plugin that keeps its disk in memory.
     pub fn start(self) -> Server {
-        self.setup().start()
+        self.of(Setup::in_memory()).start()
     }
 
-    /// Reads take `seconds` in the plugin, writes take none.
-    pub fn slow_reads(self, seconds: u32) -> Server {
-        self.setup().below("delay", &[&format!("rdelay={seconds}")]).start()
+    /// With a client, and a read of it that stays in the plugin until `slow-read` is
+    /// removed.
+    pub fn stuck(self) -> (Server, Client) {
+        stuck(self.of(Setup::obedient()))
     }
 }
 
-/// `nbdkit-pause` with these arguments, in the server's folder.
-pub fn helper(server: &Server, arguments: &[&str]) -> Command {
+pub fn stuck(setup: Setup) -> (Server, Client) {
+    let server = setup.start();
+    let mut client = Client::connect(&server);
+    client.read_stays_in_plugin(&server);
+    (server, client)
+}
+
+/// `nbdkit-pause` with these words as arguments, in the server's folder.
+pub fn call(server: &Server, words: &str) -> Command {
     let mut command = Command::new(PROGRAM);
-    command.args(arguments).current_dir(server.dir());
+    command.args(words.split_whitespace()).current_dir(server.dir());
     command
 }
 
-/// `nbdkit-pause run OPTIONS SOCKETS -- sh -c SCRIPT`, in the first server's
-/// folder.
-pub fn run_on(servers: &[&Server], options: &[&str], script: &str) -> Process {
-    let mut command = helper(servers[0], &["run"]);
-    command
-        .args(options)
-        .args(servers.iter().map(|server| server.control_path()))
-        .args(["--", "sh", "-c", script]);
+/// The server's control socket, as an argument.
+pub fn socket(server: &Server) -> String {
+    server.control_path().display().to_string()
+}
+
+/// What has ended, or will.
+pub trait Ends: Sized {
+    fn finished(self) -> Finished;
+
+    /// It ends with this status, and has said all of this.
+    fn ends(self, status: i32, said: &[&str]) -> Finished {
+        let finished = self.finished();
+        assert_eq!(finished.status.code(), Some(status), "{finished:#?}");
+        for part in said {
+            assert!(finished.stderr.contains(part), "not said: {part:?}: {finished:#?}");
+        }
+        finished
+    }
+}
+
+impl Ends for Finished {
+    fn finished(self) -> Finished {
+        self
+    }
+}
+
+impl Ends for Process {
+    fn finished(self) -> Finished {
+        self.finish(GENEROUS)
+    }
+}
+
+impl Ends for Command {
+    fn finished(self) -> Finished {
+        run(self)
+    }
+}
+
+/// `nbdkit-pause run OPTIONS SOCKETS -- sh -c SCRIPT`, in the first server's folder.
+pub fn run_on(servers: &[&Server], options: &str, script: &str) -> Process {
+    let mut command = call(servers[0], &format!("run {options}"));
+    command.args(servers.iter().map(|server| server.control_path()));
+    command.args(["--", "sh", "-c", script]);
     Process::start(command)
 }
 
@@ -80,79 +121,58 @@ pub fn run_on(servers: &[&Server], options: &[&str], script: &str) -> Process {
 pub const UNTIL_TOLD: &str = "echo $$ >pid.command; touch running
     while [ -e pid ] && [ ! -e go ]; do sleep 0.01; done";
 
-/// Like `run_on` with `UNTIL_TOLD`; returns when that runs.
-pub fn start_run(servers: &[&Server]) -> Process {
-    let mut process = run_on(servers, &[], UNTIL_TOLD);
-    wait_until_running(servers[0], &mut process);
+/// Like `run_on`; returns when the script has made the file `running`.
+pub fn start_script(servers: &[&Server], script: &str) -> Process {
+    let mut process = run_on(servers, "", script);
+    process.runs_until("the command runs", || servers[0].path("running").exists());
     process
 }
 
-/// Waits until the command has made the file `running`.
-pub fn wait_until_running(server: &Server, process: &mut Process) {
-    eventually("the command runs", GENEROUS, || {
-        assert!(process.is_running(), "{}", process.stderr());
-        server.path("running").exists()
-    });
+/// With `UNTIL_TOLD`.
+pub fn start_run(servers: &[&Server]) -> Process {
+    start_script(servers, UNTIL_TOLD)
+}
+
+/// Lets `UNTIL_TOLD` end, and returns how the helper ended.
+pub fn finish_run(server: &Server, process: Process) -> Finished {
+    server.make("go");
+    process.finish(GENEROUS)
 }
 
 /// Ends the command of a helper that was killed. It is alive, and wrote its id.
 pub fn end_command(server: &Server) {
-    let pid = fs::read_to_string(server.path("pid.command")).expect("its id");
-    let pid = pid.trim().parse().expect("a number");
+    let pid = server.content("pid.command").trim().parse().expect("its id");
     assert!(is_alive(pid), "the command has ended");
     send_signal(pid, libc::SIGKILL);
     eventually("the command ends", GENEROUS, || !is_alive(pid));
 }
 
-/// Lets `UNTIL_TOLD` end, and returns how the helper ended.
-pub fn finish_run(server: &Server, process: Process) -> Finished {
-    touch(&server.path("go"));
-    process.finish(GENEROUS)
-}
-
-pub fn touch(path: &Path) {
-    fs::write(path, "").expect("a file");
-}
-
-/// Runs the helper to its end.
-pub fn finished(command: Command) -> Finished {
-    Process::start(command).finish(GENEROUS)
-}
-
-/// Panics unless this was the exit status.
-pub fn expect_status(finished: &Finished, status: i32) {
-    assert_eq!(finished.status.code(), Some(status), "{finished:#?}");
-}
-
-/// Panics unless all of this was said.
-pub fn expect_said(finished: &Finished, parts: &[impl AsRef<str>]) {
-    for part in parts {
-        let part = part.as_ref();
-        assert!(finished.stderr.contains(part), "not said: {part:?}: {finished:#?}");
-    }
+/// It was not run; with all servers it is asked about, requests reach the plugin.
+pub fn not_run(servers: &[&Server]) {
+    assert!(!servers[0].path("ran").exists(), "the command has run");
+    servers.iter().for_each(|server| expect_flow(server));
 }
 
 /// Requests reach the plugin. Not a read: those may be slow.
 pub fn expect_flow(server: &Server) {
-    Client::connect(server).ask(Request::Write(0, 1));
+    Client::connect(server).ask(Write(0, 1));
 }
 
 /// They don't.
 pub fn expect_paused(server: &Server) -> Held {
     let mut client = Client::connect(server);
-    let ticket = client.send(Request::Write(0, 1));
-    client.expect_held(&[ticket], A_WHILE);
+    let ticket = client.held(Write(0, 1));
     Held { client, ticket }
 }
 
 /// Waits until they don't, where a pause has just been asked for.
 pub fn wait_until_paused(server: &Server) -> Held {
     let mut client = Client::connect(server);
-    let mut ticket = client.send(Request::Write(0, 1));
+    let mut ticket = client.send(Write(0, 1));
     eventually("the server is paused", GENEROUS, || {
         let reply = client.reply_within(ticket, A_WHILE);
         if reply.is_some() {
-            ticket = client.send(Request::Write(0, 1));
+            ticket = client.send(Write(0, 1));
         }
         reply.is_none()
     });
@@ -167,27 +187,32 @@ pub struct Held {
 
 impl Held {
     /// It goes on now.
-    pub fn expect_reply(mut self) {
+    pub fn goes_on(mut self) {
         self.client.reply(self.ticket).expect("success");
     }
 
     /// It is held still.
-    pub fn expect_held(&mut self) {
+    pub fn stays(&mut self) {
         self.client.expect_held(&[self.ticket], A_WHILE);
     }
 }
 
-/// A client with a read that is in the plugin now, where reads are slow.
-pub fn with_read_in_flight(server: &Server) -> Client {
-    let mut client = Client::connect(server);
-    client.send(Request::Read(0));
-    client.all_read_by_server();
-    // From the socket to the plugin.
-    std::thread::sleep(A_WHILE);
-    client
+/// The servers of a test, each by its kind.
+pub fn start_all<const N: usize>(kinds: [Kind; N]) -> [Server; N] {
+    kinds.map(Kind::start)
 }
 
-/// What a shell would be given as an argument for this path.
-pub fn path(path: &Path) -> &str {
-    path.to_str().expect("a path in UTF-8")
+/// What takes long, with servers of each kind side by side.
+pub fn at_once(kinds: [Kind; 3], test: impl Fn(Kind) + Sync) {
+    thread::scope(|scope| {
+        for kind in kinds {
+            let test = &test;
+            scope.spawn(move || test(kind));
+        }
+    });
+}
+
+/// What is in a file of the server's folder.
+pub fn read(server: &Server, name: &str) -> Vec<u8> {
+    fs::read(server.path(name)).expect("a file")
 }

@@ -10,14 +10,12 @@
     missing_docs
 )]
 
+mod breaks;
 mod command_line;
 #[path = "../../../tests/common/mod.rs"]
 mod common;
-mod fallback;
 mod helper;
-mod holds;
-mod negative;
 mod pause_and_resume;
 mod run;
-mod several_disks;
 mod signals;
+mod trouble;

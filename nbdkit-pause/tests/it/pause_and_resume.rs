@@ -1,40 +1,35 @@
-//! `nbdkit-pause pause` and `nbdkit-pause resume`: the plain `p` and `r`, to
-//! several servers.
+//! `nbdkit-pause pause` and `nbdkit-pause resume`: the plain `p` and `r`, to several
+//! servers. Sockets that are none are in `trouble.rs`.
 
 use std::time::Instant;
 
-use crate::common::PROMPT;
-use crate::helper::{
-    Held, KINDS, OURS, expect_flow, expect_paused, expect_said, expect_status, finished, helper,
-    path, wait_until_paused, with_read_in_flight,
-};
+use crate::common::*;
+use crate::helper::*;
 
 #[test]
 fn a_pause_lasts_until_it_is_resumed() {
     for kind in KINDS {
-        let servers = [kind.start(), kind.start()];
-        let second = servers[1].control_path();
-        let pause = finished(helper(&servers[0], &["pause", "control", path(&second)]));
-        expect_status(&pause, 0);
-        expect_said(&pause, &["control: paused", &format!("{}: paused", second.display())]);
+        let servers = start_all([kind; 2]);
+        let second = socket(&servers[1]);
+        let all = |action: &str, done: &str| {
+            call(&servers[0], &format!("{action} control {second}"))
+                .ends(0, &[&format!("control: {done}"), &format!("{second}: {done}")]);
+        };
+        all("pause", "paused");
         // The helper has ended.
         let held = servers.each_ref().map(expect_paused);
-        let resume = finished(helper(&servers[0], &["resume", "control", path(&second)]));
-        expect_status(&resume, 0);
-        expect_said(&resume, &["control: resumed", &format!("{}: resumed", second.display())]);
-        held.into_iter().for_each(Held::expect_reply);
+        all("resume", "resumed");
+        held.into_iter().for_each(Held::goes_on);
     }
 }
 
 #[test]
 fn where_one_cannot_be_paused_none_stays_paused() {
     for kind in KINDS {
-        let (first, last) = (kind.start(), kind.start());
-        let last_socket = last.control_path();
+        let [first, last] = start_all([kind; 2]);
         for bad in ["nowhere", "nbd"] {
-            let pause = finished(helper(&first, &["pause", "control", bad, path(&last_socket)]));
-            expect_status(&pause, 125);
-            expect_said(&pause, &[format!("{bad}: ").as_str(), "no server was paused"]);
+            call(&first, &format!("pause control {bad} {}", socket(&last)))
+                .ends(125, &[&format!("{bad}: "), "no server was paused"]);
             expect_flow(&first);
             expect_flow(&last);
         }
@@ -44,32 +39,24 @@ fn where_one_cannot_be_paused_none_stays_paused() {
 #[test]
 fn a_pause_that_does_not_come_in_time_is_given_up() {
     for kind in OURS {
-        let (server, quick) = (kind.slow_reads(30), kind.start());
-        let client = with_read_in_flight(&server);
+        let ((server, _client), quick) = (kind.stuck(), kind.start());
         let start = Instant::now();
-        let pause = finished(helper(
-            &server,
-            &["pause", "--timeout", "500ms", path(&quick.control_path()), "control"],
-        ));
-        expect_status(&pause, 125);
+        call(&server, &format!("pause --timeout 500ms {} control", socket(&quick)))
+            .ends(125, &["control: not paused within 0.500 s", "no server was paused"]);
         assert!(start.elapsed() < PROMPT);
-        expect_said(&pause, &["control: not paused within 0.500 s", "no server was paused"]);
         expect_flow(&server);
         expect_flow(&quick);
-        drop(client);
     }
 }
 
 #[test]
 fn whoever_can_be_resumed_is() {
     for kind in KINDS {
-        let (first, last) = (kind.start(), kind.start());
-        let last_socket = last.control_path();
-        expect_status(&finished(helper(&first, &["pause", "control", path(&last_socket)])), 0);
-        let resume =
-            finished(helper(&first, &["resume", "control", "nowhere", "nbd", path(&last_socket)]));
-        expect_status(&resume, 125);
-        expect_said(&resume, &["nowhere: not resumed: there is no such socket", "nbd: "]);
+        let [first, last] = start_all([kind; 2]);
+        let second = socket(&last);
+        call(&first, &format!("pause control {second}")).ends(0, &[]);
+        call(&first, &format!("resume control nowhere nbd {second}"))
+            .ends(125, &["nowhere: not resumed: there is no such socket", "nbd: "]);
         expect_flow(&first);
         expect_flow(&last);
     }
@@ -79,13 +66,11 @@ fn whoever_can_be_resumed_is() {
 fn resume_ends_the_pause_of_anybody_and_a_running_server_stays_running() {
     for kind in KINDS {
         let server = kind.start();
-        let mut controller = server.controller();
-        controller.pause();
-        drop(controller);
+        server.controller().pause();
         let held = expect_paused(&server);
-        expect_status(&finished(helper(&server, &["resume", "control"])), 0);
-        held.expect_reply();
-        expect_status(&finished(helper(&server, &["resume", "control"])), 0);
+        call(&server, "resume control").ends(0, &[]);
+        held.goes_on();
+        call(&server, "resume control").ends(0, &[]);
         expect_flow(&server);
     }
 }
@@ -93,14 +78,12 @@ fn resume_ends_the_pause_of_anybody_and_a_running_server_stays_running() {
 #[test]
 fn resume_ends_a_drain_that_is_stuck() {
     for kind in OURS {
-        let server = kind.slow_reads(30);
-        let client = with_read_in_flight(&server);
+        let (server, _client) = kind.stuck();
         let mut controller = server.controller();
         controller.send(b"p");
         let held = wait_until_paused(&server);
-        expect_status(&finished(helper(&server, &["resume", "control"])), 0);
+        call(&server, "resume control").ends(0, &[]);
         controller.expect("X");
-        held.expect_reply();
-        drop(client);
+        held.goes_on();
     }
 }

@@ -1,68 +1,119 @@
-//! `nbdkit-pause run`: the command runs while all servers are paused, and only
-//! then, and they are resumed whatever happens.
+//! `nbdkit-pause run`: the command runs while all servers are paused, and only then,
+//! and they are resumed whatever happens. Several disks under one `run` are copied as a
+//! power cut would have left them. Pauses that don't last are in `breaks.rs`.
 
-use std::fs;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::process::{Process, run, run_with_input};
-use crate::common::{A_WHILE, GENEROUS, PROMPT, eventually};
-use crate::helper::{
-    Held, KINDS, Kind, OURS, PROGRAM, expect_flow, expect_paused, expect_said, expect_status,
-    finish_run, finished, helper, path, run_on, start_run, wait_until_paused, with_read_in_flight,
-};
+use crate::common::nbd::Write;
+use crate::common::process::run_with_input;
+use crate::common::*;
+use crate::helper::*;
+
+// The command and the pauses.
 
 #[test]
 fn the_command_runs_while_every_server_is_paused_and_all_are_resumed() {
-    for kind in KINDS {
-        let servers = [kind.start(), kind.start(), kind.start()];
+    for kinds in [[Stock; 3], [Plain; 3], [Holds; 3], KINDS] {
+        let servers = start_all(kinds);
         let run = start_run(&servers.each_ref());
         let held = servers.each_ref().map(expect_paused);
-        expect_status(&finish_run(&servers[0], run), 0);
-        held.into_iter().for_each(Held::expect_reply);
+        finish_run(&servers[0], run).ends(0, &[]);
+        held.into_iter().for_each(Held::goes_on);
     }
-}
-
-#[test]
-fn servers_of_all_kinds_are_paused_together() {
-    let servers = KINDS.map(Kind::start);
-    let run = start_run(&servers.each_ref());
-    let held = servers.each_ref().map(expect_paused);
-    expect_status(&finish_run(&servers[0], run), 0);
-    held.into_iter().for_each(Held::expect_reply);
 }
 
 #[test]
 fn requests_in_flight_have_finished_when_the_command_runs() {
     for kind in KINDS {
-        // log is below delay: what it sees end has ended in the plugin.
-        let server = kind.setup().logged().below("delay", &["rdelay=1"]).start();
-        let client = with_read_in_flight(&server);
-        let run = run_on(&[&server], &[], "cp log log.then").finish(GENEROUS);
-        expect_status(&run, 0);
-        let log = fs::read_to_string(server.path("log.then")).expect("a copy");
+        let (server, _client) = stuck(kind.of(Setup::obedient().logged()));
+        let run = run_on(&[&server], "", "cp log log.then");
+        let held = wait_until_paused(&server);
+        assert!(!server.path("log.then").exists());
+        server.remove("slow-read");
+        run.ends(0, &[]);
+        let log = server.content("log.then");
         assert!(log.contains("...Read id=1 return=0"), "{kind:?}: {log}");
-        client.leave();
+        held.goes_on();
     }
 }
 
 #[test]
-fn all_servers_are_asked_before_the_first_is_awaited() {
+fn all_servers_are_asked_before_the_first_is_awaited_for_as_long_as_it_takes() {
     for kind in KINDS {
-        let slow = kind.slow_reads(3);
-        let quick = kind.start();
-        let client = with_read_in_flight(&slow);
-        let mut run = run_on(&[&slow, &quick], &[], "touch ran");
+        let ((slow, _client), quick) = (kind.stuck(), kind.start());
+        let mut run = run_on(&[&slow, &quick], "--timeout 0", "touch ran; exit 5");
         // It is paused while the one named first still drains.
         let held = wait_until_paused(&quick);
         assert!(!slow.path("ran").exists(), "{kind:?}: the first has drained already");
         assert!(run.is_running());
-        expect_status(&run.finish(GENEROUS), 0);
-        held.expect_reply();
-        client.leave();
+        slow.remove("slow-read");
+        run.ends(5, &[]);
+        held.goes_on();
     }
 }
+
+#[test]
+fn a_drain_that_takes_longer_than_the_timeout_is_given_up_and_all_are_resumed() {
+    for kind in OURS {
+        let (quick, (stuck, _client)) = (kind.start(), kind.stuck());
+        let start = Instant::now();
+        let late = format!("{}: not paused within 0.700 s", socket(&stuck));
+        run_on(&[&quick, &stuck], "--timeout 700ms", "touch ran").ends(125, &[&late]);
+        let time = start.elapsed();
+        assert!(time >= Duration::from_millis(700) && time < PROMPT, "{kind:?}: {time:?}");
+        not_run(&[&quick, &stuck]);
+    }
+}
+
+#[test]
+fn a_stock_filter_that_drains_too_long_is_named_and_resumed_when_it_has_drained() {
+    let (quick, (stuck, _client)) = (Stock.start(), Stock.stuck());
+    let socket = socket(&stuck);
+    // It hears nothing until it has drained, and we don't wait for ever.
+    let paused = format!("{socket}: IT MAY STILL BE PAUSED");
+    run_on(&[&quick, &stuck], "--timeout 500ms", "touch ran")
+        .ends(125, &[&paused, &format!("type: nbdkit-pause resume {socket}")]);
+    not_run(&[&quick]);
+    stuck.remove("slow-read");
+    expect_flow(&stuck);
+}
+
+#[test]
+fn a_server_that_does_not_answer_keeps_no_other_paused_meanwhile() {
+    // The stock filter serves one controller at a time.
+    let [good, busy] = start_all([Holds, Stock]);
+    let mut idle = busy.controller();
+    idle.ask("pr", "PR");
+    let mut run = run_on(&[&good, &busy], "--timeout 5", "touch ran");
+    thread::sleep(A_WHILE);
+    expect_flow(&good);
+    assert!(run.is_running());
+    let unanswered = format!("{}: no answer within 5.000 s", socket(&busy));
+    let run = run.ends(125, &[&unanswered, "another controller is connected"]);
+    assert!(!run.stderr.contains(": paused"), "{run:#?}");
+}
+
+#[test]
+fn a_socket_that_is_missing_or_of_another_kind_is_found_before_any_server_is_paused() {
+    let troubles = [
+        ("nowhere", "nowhere: there is no such socket"),
+        ("nbd", "nbd: this is not a pause socket"),
+    ];
+    for kind in KINDS {
+        let [first, last] = start_all([kind; 2]);
+        for (bad, why) in troubles {
+            let words = format!("run control {bad} {} -- touch ran", socket(&last));
+            let run = call(&first, &words).ends(125, &[why, "touch was not run"]);
+            assert!(!run.stderr.contains(": paused"), "{run:#?}");
+            not_run(&[&first, &last]);
+        }
+    }
+}
+
+// The command itself.
 
 #[test]
 fn the_exit_status_is_the_commands_own() {
@@ -76,7 +127,7 @@ fn the_exit_status_is_the_commands_own() {
             ("kill -KILL $$", 128 + 9),
             ("kill -SEGV $$", 128 + 11),
         ] {
-            expect_status(&run_on(&[&server], &[], script).finish(GENEROUS), status);
+            run_on(&[&server], "", script).ends(status, &[]);
             expect_flow(&server);
         }
     }
@@ -91,9 +142,8 @@ fn a_command_that_cannot_be_started_is_told_apart_and_the_server_is_resumed() {
             ("no-such-program-anywhere", 127, "No such file"),
             ("./pid", 126, "Permission denied"),
         ] {
-            let run = finished(helper(&server, &["run", "control", "--", program]));
-            expect_status(&run, status);
-            expect_said(&run, &[program, "was not run", why]);
+            call(&server, &format!("run control -- {program}"))
+                .ends(status, &[program, "was not run", why]);
             expect_flow(&server);
         }
     }
@@ -101,144 +151,37 @@ fn a_command_that_cannot_be_started_is_told_apart_and_the_server_is_resumed() {
 
 #[test]
 fn the_command_has_its_arguments_and_standard_streams_as_they_are() {
-    let server = Kind::Plain.start();
-    let script = r#"printf '<%s>' "$@"; cat"#;
-    let arguments = ["run", "control", "--", "sh", "-c", script, "sh", "a  b", "--timeout", "--"];
-    let run = run_with_input(helper(&server, &arguments), b"input");
-    expect_status(&run, 0);
+    let server = Plain.start();
+    let mut command = call(&server, "run control --");
+    command.args(["sh", "-c", r#"printf '<%s>' "$@"; cat"#, "sh", "a  b", "--timeout", "--"]);
+    let run = run_with_input(command, b"input").ends(0, &[]);
     assert_eq!(run.stdout, "<a  b><--timeout><-->input");
 }
 
+/// Signals that are blocked or ignored (but the real-time ones, two of which belong to
+/// the C library), and open files.
 #[test]
-fn a_missing_socket_is_125_and_the_command_does_not_run_nor_is_any_server_paused() {
-    for kind in KINDS {
-        let (first, last) = (kind.start(), kind.start());
-        let run = finished(helper(
-            &first,
-            &["run", "control", "nowhere", path(&last.control_path()), "--", "touch", "ran"],
-        ));
-        expect_status(&run, 125);
-        expect_said(&run, &["nowhere: there is no such socket", "touch was not run"]);
-        assert!(!first.path("ran").exists());
-        expect_flow(&first);
-        expect_flow(&last);
-    }
-}
-
-#[test]
-fn a_socket_of_another_kind_is_found_before_any_server_is_paused() {
-    for kind in KINDS {
-        let (first, last) = (kind.start(), kind.start());
-        let run = finished(helper(
-            &first,
-            &["run", "control", "nbd", path(&last.control_path()), "--", "touch", "ran"],
-        ));
-        expect_status(&run, 125);
-        expect_said(&run, &["nbd: this is not a pause socket", "touch was not run"]);
-        assert!(!run.stderr.contains(": paused"), "{run:#?}");
-        assert!(!first.path("ran").exists());
-        expect_flow(&first);
-        expect_flow(&last);
-    }
-}
-
-#[test]
-fn a_drain_that_takes_longer_than_the_timeout_is_given_up_and_all_are_resumed() {
-    for kind in OURS {
-        let (quick, stuck) = (kind.start(), kind.slow_reads(30));
-        let client = with_read_in_flight(&stuck);
-        let start = Instant::now();
-        let run = run_on(&[&quick, &stuck], &["--timeout", "700ms"], "touch ran").finish(GENEROUS);
-        let time = start.elapsed();
-        expect_status(&run, 125);
-        assert!(!quick.path("ran").exists());
-        assert!(time >= Duration::from_millis(700) && time < PROMPT, "{kind:?}: {time:?}");
-        expect_said(
-            &run,
-            &[&format!("{}: not paused within 0.700 s", stuck.control_path().display())],
-        );
-        expect_flow(&quick);
-        expect_flow(&stuck);
-        drop(client);
-    }
-}
-
-#[test]
-fn a_stock_filter_that_drains_too_long_is_named_and_resumed_when_it_has_drained() {
-    let (quick, stuck) = (Kind::Stock.start(), Kind::Stock.slow_reads(30));
-    let client = with_read_in_flight(&stuck);
-    let run = run_on(&[&quick, &stuck], &["--timeout", "500ms"], "touch ran").finish(GENEROUS);
-    expect_status(&run, 125);
-    assert!(!quick.path("ran").exists());
-    expect_flow(&quick);
-    // It hears nothing until it has drained, and we don't wait for ever.
-    let socket = stuck.control_path();
-    let socket = socket.display();
-    expect_said(
-        &run,
-        &[
-            &format!("{socket}: IT MAY STILL BE PAUSED"),
-            &format!("type: nbdkit-pause resume {socket}"),
-        ],
-    );
-    expect_flow(&stuck);
-    client.leave();
-}
-
-#[test]
-fn a_server_that_does_not_answer_keeps_no_other_paused_meanwhile() {
-    // The stock filter serves one controller at a time.
-    let (good, busy) = (Kind::Holds.start(), Kind::Stock.start());
-    let mut idle = busy.controller();
-    idle.pause();
-    idle.resume();
-    let mut run = run_on(&[&good, &busy], &["--timeout", "5"], "touch ran");
-    thread::sleep(A_WHILE);
-    expect_flow(&good);
-    assert!(run.is_running());
-    let run = run.finish(GENEROUS);
-    expect_status(&run, 125);
-    let socket = busy.control_path();
-    expect_said(&run, &[format!("{}: no answer within 5.000 s", socket.display())]);
-    expect_said(&run, &["another controller is connected"]);
-    assert!(!run.stderr.contains(": paused"), "{run:#?}");
-}
-
-#[test]
-fn without_a_limit_a_slow_drain_is_awaited() {
-    let server = Kind::Plain.slow_reads(3);
-    let client = with_read_in_flight(&server);
-    expect_status(&run_on(&[&server], &["--timeout", "0"], "exit 5").finish(GENEROUS), 5);
-    client.leave();
-}
-
-#[test]
-fn the_same_server_twice_is_refused_before_it_is_paused() {
+fn the_command_inherits_what_the_helper_was_given_and_no_more() {
+    let script = "sed -n 's/^Sig[BI].*\\(.......\\)$/\\1/p' /proc/self/status; ls /proc/self/fd";
+    let direct = clients::program("sh", &["-c", script]);
     for kind in KINDS {
         let server = kind.start();
-        let absolute = server.control_path();
-        for second in ["control", "./control", path(&absolute)] {
-            let run = finished(helper(&server, &["run", "control", second, "--", "touch", "ran"]));
-            expect_status(&run, 125);
-            expect_said(&run, &["are the same socket"]);
-            assert!(!server.path("ran").exists());
-        }
-        expect_flow(&server);
+        assert_eq!(run_on(&[&server], "", script).ends(0, &[]).stdout, direct.stdout);
     }
 }
+
+// What is said.
 
 #[test]
 fn what_it_does_is_said_with_times() {
     for kind in KINDS {
         let server = kind.start();
-        let script = "sleep 0.3; exit 4";
-        let run = finished(helper(&server, &["run", "control", "--", "sh", "-c", script]));
-        expect_said(
-            &run,
+        let run = run_on(&[&server], "", "sleep 0.3; exit 4").ends(
+            4,
             &[
-                " s: control: paused",
+                "control: paused",
                 " s: sh runs",
-                " s: control: resumed after a pause of ",
+                "control: resumed after a pause of ",
                 " s: sh has ended: exit status: 4",
             ],
         );
@@ -256,41 +199,90 @@ fn what_it_does_is_said_with_times() {
 
 #[test]
 fn it_resumes_even_if_nobody_reads_what_it_says() {
-    let server = Kind::Plain.start();
+    let server = Plain.start();
+    let script = r#"{ "$0" run control -- sleep 1; echo $? >status; } 2>&1 | true"#;
     let mut command = Command::new("sh");
-    command.current_dir(server.dir()).args([
-        "-c",
-        r#"{ "$0" run control -- sleep 1; echo $? >status; } 2>&1 | true"#,
-        PROGRAM,
-    ]);
+    command.current_dir(server.dir()).args(["-c", script, PROGRAM]);
     run(command).succeeded();
-    eventually("the helper has ended", GENEROUS, || {
-        fs::read_to_string(server.path("status")).is_ok_and(|status| status.ends_with('\n'))
-    });
-    assert_eq!(fs::read_to_string(server.path("status")).expect("status"), "0\n");
+    eventually("the helper has ended", GENEROUS, || server.content("status").ends_with('\n'));
+    assert_eq!(server.content("status"), "0\n");
     expect_flow(&server);
 }
 
-#[test]
-fn the_command_line_is_checked_before_anything_is_paused() {
-    let server = Kind::Plain.start();
-    for wrong in [
-        &["run"][..],
-        &["run", "control"],
-        &["run", "control", "--"],
-        &["run", "--", "touch", "ran"],
-        &["run", "--timeout", "1h", "control", "--", "touch", "ran"],
-        &["run", "--timeout", "-1", "control", "--", "touch", "ran"],
-        &["run", "--no-such-option", "control", "--", "touch", "ran"],
-        &["pause"],
-        &["resume"],
-        &["freeze", "control"],
-        &[],
-    ] {
-        let wrong_run = Process::start(helper(&server, wrong)).finish(GENEROUS);
-        expect_status(&wrong_run, 125);
-        assert!(!wrong_run.stderr.is_empty(), "{wrong:?}");
+// Several disks: a write that was acknowledged before another was issued is in the set
+// of copies if the other is.
+
+/// Copies all disks, one after the other, and takes its time.
+const COPY: &str = r#"for disk; do
+    cp --reflink=auto "$disk/disk.img" "$disk/copy.img" || exit
+    sleep 0.02
+done"#;
+
+/// Writes 1 to each disk in turn, waits for each reply, then 2, and so on.
+fn write_until(stop: &AtomicBool, servers: &[Server]) {
+    let mut clients: Vec<_> = servers.iter().map(Client::connect).collect();
+    for number in 1u64.. {
+        for client in &mut clients {
+            if stop.load(Ordering::Relaxed) {
+                return;
+            }
+            client.ask(Write(0, (number % 256) as u8));
+        }
     }
-    assert!(!server.path("ran").exists());
-    expect_flow(&server);
+}
+
+/// Whether the copies can be of one moment: so far as the writer has come in
+/// its round, a disk has the number of the first; from there on, the one
+/// before.
+fn is_intact(servers: &[Server]) -> bool {
+    let numbers: Vec<u8> = servers.iter().map(|server| read(server, "copy.img")[0]).collect();
+    let behind: Vec<u8> = numbers.iter().map(|&number| numbers[0].wrapping_sub(number)).collect();
+    behind.is_sorted() && behind.iter().all(|&behind| behind <= 1)
+}
+
+fn copy(servers: &[Server], paused: bool) {
+    let mut command = match paused {
+        true => Command::new(PROGRAM),
+        false => Command::new("sh"),
+    };
+    if paused {
+        command.arg("run").args(servers.iter().map(Server::control_path)).args(["--", "sh"]);
+    }
+    command.args(["-c", COPY, "sh"]).args(servers.iter().map(Server::dir));
+    command.ends(0, &[]);
+}
+
+#[test]
+fn a_set_of_copies_under_one_run_has_the_order_of_writes_across_disks_intact() {
+    let mut random = Random::new();
+    for kind in KINDS {
+        for count in [2, 3, 8] {
+            let servers: Vec<_> =
+                (0..count).map(|_| kind.of(Setup::with_disk(1)).start()).collect();
+            let stop = AtomicBool::new(false);
+            thread::scope(|scope| {
+                scope.spawn(|| write_until(&stop, &servers));
+                // Also when an assertion fails.
+                let _stop = StopWhenDropped(&stop);
+                for _ in 0..8 {
+                    thread::sleep(random.millis(0..30));
+                    copy(&servers, true);
+                    assert!(is_intact(&servers), "{kind:?}, {count} disks");
+                }
+                // What the check would find: the same without the pause.
+                eventually("the check finds something", GENEROUS, || {
+                    copy(&servers, false);
+                    !is_intact(&servers)
+                });
+            });
+        }
+    }
+}
+
+struct StopWhenDropped<'a>(&'a AtomicBool);
+
+impl Drop for StopWhenDropped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
