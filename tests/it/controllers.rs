@@ -2,17 +2,7 @@
 //! is bounded, and nothing grows. What a command is answered is in `protocol.rs`, who
 //! makes room for a hold in `hold.rs`.
 
-use std::env;
-use std::io::{ErrorKind, Read, Write};
-use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
-
-use crate::common::nbd::Flush;
-use crate::common::process::{descriptors, limit_descriptors, next_descriptor, resident_kib};
-use crate::common::*;
-use crate::stage::Stage;
+use super::*;
 
 /// So many are connected at once.
 const MOST: usize = 64;

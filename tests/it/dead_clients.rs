@@ -2,11 +2,7 @@
 //! served, and what was held for it is never carried out. What may not be dropped,
 //! though its client is gone, is in `never_harmed.rs`.
 
-use std::thread;
-
-use crate::common::clients::Writer;
-use crate::common::nbd::{Read, Write};
-use crate::common::*;
+use super::*;
 
 /// Where the dead client writes, apart from the others.
 const FAR: u64 = 512 * 1024;

@@ -2,14 +2,7 @@
 //! nothing is flushed in vain. Where there is no thread to flush with is in
 //! `shortages.rs`, values that are refused are in `parameters.rs`.
 
-use std::collections::HashMap;
-use std::fs;
-use std::thread;
-
-use crate::common::clients::fio;
-use crate::common::nbd::{Trim, Write, Zero};
-use crate::common::*;
-use crate::stage::{Stage, play};
+use super::*;
 
 /// Over a disk, with nbdkit-log-filter in between.
 fn logged() -> Setup {

@@ -1,11 +1,7 @@
 //! `pause-hold`: a pause that belongs to a connection and ends with it, so that nobody
 //! resumes under another, and nobody who dies leaves a server paused.
 
-use std::thread;
-use std::time::Duration;
-
-use crate::common::*;
-use crate::stage::{Stage, play};
+use super::*;
 
 /// So many holds are granted at once.
 const MOST_HOLDS: usize = 32;

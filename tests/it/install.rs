@@ -3,28 +3,7 @@
 //! folder, or a small system, of its own. What the filter does once it is
 //! loaded is a matter of the other files.
 
-use std::collections::BTreeMap;
-use std::ffi::OsStr;
-use std::fs;
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::Write;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::{Duration, SystemTime};
-
-use tempfile::TempDir;
-
-use crate::common::debian::{self, BuildFolder, Release, Served, System, installed_nbdkit};
-use crate::common::filter::{self, PACKAGE};
-use crate::common::nbd::{Client, Request};
-use crate::common::process::{Finished, run};
-use crate::common::server::Setup;
-use crate::common::{A_WHILE, GENEROUS, clients, eventually};
+use super::*;
 
 /// All that these scripts listen to in the environment.
 const SETTINGS: [&str; 8] = [

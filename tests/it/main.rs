@@ -36,3 +36,35 @@ mod socket_lost;
 mod stuck_log;
 mod timeout;
 mod unload;
+
+// What the modules are written with: they begin with `use super::*`.
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::net::Shutdown;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant, SystemTime};
+use std::{env, thread};
+
+use tempfile::TempDir;
+
+use common::clients::{PYTHON, Writer, fio, nc};
+use common::debian::{BuildFolder, Release, Served, System, installed_nbdkit};
+use common::files::{bound_socket, exchange, lock, look, make_fifo, set_mode, socket_mode};
+use common::filter::PACKAGE;
+use common::nbd::{Cache, Extents, Flush, Read, Trim, Write, Zero};
+use common::process::{descriptors, limit_descriptors, next_descriptor, resident_kib};
+use common::process::{go_on, is_alive, send_signal, stop, threads};
+use common::server::{Daemon, Ended, NOBODY, is_root};
+use common::*;
+use stage::{Stage, play};

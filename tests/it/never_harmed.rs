@@ -2,14 +2,7 @@
 //! works with it. A request is dropped only if it was held, and its client went away
 //! or the server was told to end while it waited (`dead_clients.rs`, `shutdown.rs`).
 
-use std::fs;
-use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::thread;
-
-use crate::common::nbd::{Flush, Write};
-use crate::common::server::Ended;
-use crate::common::*;
+use super::*;
 
 // Clients that send a write and leave.
 

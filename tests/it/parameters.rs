@@ -2,9 +2,7 @@
 //! parameter is whose, and what nbdkit shows of them. What each of them does is in a
 //! file of its own.
 
-use std::fs;
-
-use crate::common::*;
+use super::*;
 
 /// A parameter, what its refusal says beside the parameter itself, and values.
 const REFUSED: [(&str, &str, &[&str]); 4] = [

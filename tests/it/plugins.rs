@@ -2,15 +2,7 @@
 //! models, some that fail every request, never return, or fork. A pause works there
 //! as it does everywhere, or comes and ends as far as it can.
 
-use std::fs;
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixStream;
-
-use crate::common::nbd::{Read, Write};
-use crate::common::process::{is_alive, send_signal};
-use crate::common::*;
-use crate::stage::Stage;
+use super::*;
 
 // Plugins that work, and run a process or an interpreter for each request.
 

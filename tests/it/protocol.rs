@@ -2,11 +2,7 @@
 //! ships, and the commands that the README gives, as typed. Holds, time limits and
 //! flushes have files of their own.
 
-use std::fs;
-
-use crate::common::process::send_signal;
-use crate::common::server::Daemon;
-use crate::common::*;
+use super::*;
 
 dialogues! {
     Setup::in_memory() => {

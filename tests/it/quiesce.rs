@@ -2,13 +2,7 @@
 //! lost or wrong: real load from fio, nbdcopy and qemu-img. Also on a kernel, or in a
 //! container, without `membarrier(2)`, where the filter relies on fences on both sides.
 
-use std::fs;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
-
-use crate::common::clients::{self, fio};
-use crate::common::*;
+use super::*;
 
 /// Every kind of load at once, until it is stopped.
 const BUSY: [&str; 8] = [

@@ -2,11 +2,7 @@
 //! carried out afterwards, and nothing else is held. What becomes of one whose client
 //! goes, or whose server ends, is in `dead_clients.rs` and `shutdown.rs`.
 
-use std::time::Duration;
-
-use crate::common::nbd::{Cache, Extents, Flush, Read, Trim, Write, Zero};
-use crate::common::*;
-use crate::stage::Stage;
+use super::*;
 
 /// The memory plugin offers all seven kinds itself: nbdkit emulates none.
 fn start() -> Server {

@@ -2,18 +2,7 @@
 //! as it does everywhere. Plugins are in `plugins.rs`, and the end of a server during a
 //! pause is in `shutdown.rs`.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::process::Command;
-use std::thread;
-
-use crate::common::nbd::Read;
-use crate::common::process::is_alive;
-use crate::common::server::{NOBODY, is_root};
-use crate::common::*;
-use crate::stage::{Stage, play};
+use super::*;
 
 /// A read goes through, another one is held by a pause, and goes on after it.
 fn a_pause_holds_requests(client: &mut Client, mut controller: Controller) {

@@ -3,14 +3,7 @@
 //! controllers and clients use up are in `controllers.rs`, and a log whose disk is full
 //! is in `stuck_log.rs`.
 
-use std::fs;
-use std::io::Read;
-use std::os::unix::net::UnixStream;
-use std::process::Command;
-
-use crate::common::process::{descriptors, threads};
-use crate::common::*;
-use crate::stage::Stage;
+use super::*;
 
 // No threads.
 

@@ -2,18 +2,7 @@
 //! once, the server goes as soon as its clients have, and qemu's client takes what was
 //! held to the next one. What may not be dropped is in `never_harmed.rs`.
 
-use std::fs;
-use std::io::{Read as _, Write as _};
-use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixStream;
-use std::process::{Command, Stdio};
-use std::thread;
-use std::time::Instant;
-
-use crate::common::nbd::{Flush, Write};
-use crate::common::process::send_signal;
-use crate::common::*;
-use crate::stage::Stage;
+use super::*;
 
 /// `count` clients have each `first` requests held; then they send `more`, which the
 /// server has not read yet where it serves one at a time.

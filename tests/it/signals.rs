@@ -2,13 +2,7 @@
 //! it, and after SIGSTOP and SIGCONT it is as if it had only been slow. What SIGTERM
 //! does to a server that runs is in `shutdown.rs`.
 
-use std::io;
-use std::thread;
-
-use crate::common::clients::Writer;
-use crate::common::process::{go_on, send_signal, stop};
-use crate::common::*;
-use crate::stage::Stage;
+use super::*;
 
 #[test]
 fn sigpipe_harms_nobody_however_the_server_was_started() {

@@ -2,15 +2,7 @@
 //! written to, while the helper is killed at random moments: the server is
 //! never left paused, and no snapshot that was reported good is torn.
 
-use std::collections::HashMap;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::thread;
-use std::time::Instant;
-
-use crate::common::clients::PYTHON;
-use crate::common::*;
+use super::*;
 
 fn with_holds(setup: Setup) -> Setup {
     // No power is cut here, and a busy machine takes seconds for a sync.

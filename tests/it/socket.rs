@@ -2,14 +2,7 @@
 //! is replaced, with which permissions, and what is left at the end. One that is lost
 //! while the server runs is in `socket_lost.rs`.
 
-use std::fs;
-use std::io::ErrorKind;
-use std::os::unix::fs::symlink;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
-
-use crate::common::files::{bound_socket, look, make_fifo, set_mode, socket_mode};
-use crate::common::*;
+use super::*;
 
 /// A socket that nobody has open.
 fn dead_socket(path: &Path) {

@@ -3,19 +3,7 @@
 //! nobody who is connected, and no pause, is touched by it. What is there before the
 //! server starts, or after it has ended, is in `socket.rs`.
 
-use std::fs;
-use std::io::ErrorKind;
-use std::os::unix::fs::{MetadataExt, chown, symlink};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
-use std::thread;
-use std::time::Duration;
-
-use crate::common::clients::nc;
-use crate::common::files::{exchange, lock, look, make_fifo, set_mode, socket_mode};
-use crate::common::process::{descriptors, go_on, limit_descriptors, next_descriptor, stop};
-use crate::common::server::{NOBODY, is_root};
-use crate::common::*;
+use super::*;
 
 /// The server looks at the path every two seconds: at least once in this time.
 const A_LOOK: Duration = Duration::from_millis(2500);

@@ -2,15 +2,7 @@
 //! so that tests which differ in nothing else are rows of a table. What a row
 //! promises is in the name of its test.
 
-use std::collections::BTreeMap;
-use std::net::Shutdown;
-use std::thread;
-use std::time::{Duration, Instant};
-
-use crate::common::nbd::{Flush, Trim, Write, Zero};
-use crate::common::process::{go_on, stop};
-use crate::common::server::Ended;
-use crate::common::*;
+use super::*;
 
 /// A server, one client, and controllers by their letters.
 pub struct Stage {

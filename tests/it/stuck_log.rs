@@ -2,19 +2,7 @@
 //! A pause comes and ends as ever, and what is left unsaid is counted. What a log that
 //! is read has to say is checked in the other files.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Read};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::UnixListener;
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
-use std::time::{Duration, Instant};
-
-use crate::common::files::make_fifo;
-use crate::common::nbd::Write;
-use crate::common::server::is_root;
-use crate::common::*;
+use super::*;
 
 /// A pause-timeout that is waited for: long enough for a whole pause before.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -100,7 +88,7 @@ os.execvp(sys.argv[3], sys.argv[3:])
 "##;
 
 /// A server whose log is `kind` and takes nothing, and the end that reads it.
-fn start_with_stuck_log(setup: Setup, kind: &str) -> (Server, Box<dyn Read>) {
+fn start_with_stuck_log(setup: Setup, kind: &str) -> (Server, Box<dyn io::Read>) {
     println!("a {kind}");
     let path = setup.path("stderr");
     let path = path.to_str().unwrap();
@@ -118,7 +106,7 @@ fn start_with_stuck_log(setup: Setup, kind: &str) -> (Server, Box<dyn Read>) {
 }
 
 /// What has come since it was read last, up to a line with `end`.
-fn read_up_to(reader: &mut dyn Read, end: &str) -> String {
+fn read_up_to(reader: &mut dyn io::Read, end: &str) -> String {
     let mut text = String::new();
     eventually(end, GENEROUS, || {
         match reader.read_to_string(&mut text) {

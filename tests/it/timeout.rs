@@ -2,14 +2,7 @@
 //! time of day. A server that is stopped meanwhile is in `signals.rs`, values that are
 //! refused are in `parameters.rs`.
 
-use std::fs;
-use std::path::PathBuf;
-use std::thread;
-use std::time::{Duration, Instant};
-
-use crate::common::nbd::Write;
-use crate::common::*;
-use crate::stage::Stage;
+use super::*;
 
 fn limited() -> Setup {
     Setup::with_disk(1).holds().limited()

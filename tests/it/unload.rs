@@ -1,14 +1,7 @@
 //! The end of the filter: no thread, process, socket or memory of ours is left, paused
 //! or not, and what the library shows to the outside.
 
-use std::fs;
-use std::process::Command;
-use std::thread;
-
-use crate::common::clients::fio;
-use crate::common::process::is_alive;
-use crate::common::*;
-use crate::stage::Stage;
+use super::*;
 
 /// Starts a server, and stops it in one of many states.
 fn start_and_stop(number: usize) {

@@ -3,12 +3,7 @@
 //! as with nbdkit's own filter, servers are paused with `p` and resumed with `r`, which
 //! is said, and resumed against all odds.
 
-use std::thread;
-use std::time::Duration;
-
-use crate::common::process::{go_on, stop};
-use crate::common::*;
-use crate::helper::*;
+use super::*;
 
 const UNUSABLE: &str = "DO NOT USE THE SNAPSHOT";
 const BREAK: &str = "THE PAUSE HAD A BREAK";

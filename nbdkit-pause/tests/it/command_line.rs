@@ -1,11 +1,7 @@
 //! What packagers and people at a prompt meet: completions, help, and what is said of
 //! a command line that makes no sense. Sockets that make none are in `trouble.rs`.
 
-use std::process::Command;
-
-use crate::common::process::run_with_input;
-use crate::common::*;
-use crate::helper::*;
+use super::*;
 
 fn output(words: &str) -> String {
     let mut command = Command::new(PROGRAM);

@@ -1,13 +1,7 @@
 //! How the tests call `nbdkit-pause`, and how they see from outside whether a server
 //! is paused. The servers are real ones; what they have promised is tested elsewhere.
 
-use std::fs;
-use std::process::Command;
-use std::thread;
-
-use crate::common::nbd::Write;
-use crate::common::process::{is_alive, send_signal};
-use crate::common::*;
+use super::*;
 
 /// The program under test.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_nbdkit-pause");

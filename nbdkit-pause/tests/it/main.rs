@@ -19,3 +19,21 @@ mod pause_and_resume;
 mod run;
 mod signals;
 mod trouble;
+
+// What the modules are written with: they begin with `use super::*`.
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::files::set_mode;
+use common::nbd::Write;
+use common::process::{go_on, is_alive, run_with_input, send_signal, stop};
+use common::server::{NOBODY, is_root};
+use common::*;
+use helper::*;

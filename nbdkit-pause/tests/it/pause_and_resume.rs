@@ -1,10 +1,7 @@
 //! `nbdkit-pause pause` and `nbdkit-pause resume`: the plain `p` and `r`, to several
 //! servers. Sockets that are none are in `trouble.rs`.
 
-use std::time::Instant;
-
-use crate::common::*;
-use crate::helper::*;
+use super::*;
 
 #[test]
 fn a_pause_lasts_until_it_is_resumed() {

@@ -2,15 +2,7 @@
 //! and they are resumed whatever happens. Several disks under one `run` are copied as a
 //! power cut would have left them. Pauses that don't last are in `breaks.rs`.
 
-use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
-
-use crate::common::nbd::Write;
-use crate::common::process::run_with_input;
-use crate::common::*;
-use crate::helper::*;
+use super::*;
 
 // The command and the pauses.
 

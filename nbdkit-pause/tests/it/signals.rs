@@ -1,16 +1,9 @@
 //! Signals, to the helper and while it waits: the command hears of them, and the
 //! servers are resumed. Killed outright, it resumes where there are holds.
 
-use std::os::unix::net::UnixListener;
-use std::os::unix::process::ExitStatusExt;
-use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
-
 use libc::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
-use crate::common::*;
-use crate::helper::*;
+use super::*;
 
 #[test]
 fn a_signal_goes_to_the_command_and_the_servers_are_resumed() {

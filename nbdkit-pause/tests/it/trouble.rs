@@ -1,18 +1,7 @@
 //! What can be wrong with a socket, and what a person is told of it: which socket, what
 //! is wrong, what to do. A server that goes wrong later is in `breaks.rs`.
 
-use std::fs;
-use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::os::unix::process::CommandExt;
-use std::process::Command;
-use std::thread;
-
-use crate::common::files::set_mode;
-use crate::common::server::{NOBODY, is_root};
-use crate::common::*;
-use crate::helper::*;
+use super::*;
 
 /// All three actions fail on `socket`, say why, and leave the good server next to it
 /// running.
