@@ -58,7 +58,7 @@ use std::{env, thread};
 
 use tempfile::TempDir;
 
-use common::clients::{PYTHON, Writer, fio, nc};
+use common::clients::{PYTHON, Writer, fio};
 use common::debian::{BuildFolder, Release, Served, System, installed_nbdkit};
 use common::files::{bound_socket, exchange, lock, look, make_fifo, set_mode, socket_mode};
 use common::filter::PACKAGE;

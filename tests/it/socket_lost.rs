@@ -5,122 +5,63 @@
 
 use super::*;
 
-/// The server looks at the path every two seconds: at least once in this time.
-const A_LOOK: Duration = Duration::from_millis(2500);
-
-/// What is said of a socket that can't be put back, and of its return.
-const LOST: &str = "not at its path any more";
-const BACK: &str = "has been put back";
-
 /// With the control socket in a directory of its own, `run`.
-fn setup_in_run() -> Setup {
+fn in_run() -> Setup {
     let setup = Setup::in_memory().control(Some("run/control"));
     fs::create_dir(setup.path("run")).unwrap();
     setup
 }
 
-/// What these tests ask of a server whose socket is lost.
-trait Lost {
-    fn is_back(&self);
-    fn new_controller(&self) -> Controller;
-    fn trouble(&self, words: &[&str]);
-    fn has_said(&self, lines: usize);
-    fn is_not_busy(&self);
-    fn remove_socket(&self);
-    fn put_in_place(&self, name: &str);
+fn remove_socket(server: &Server) {
+    fs::remove_file(server.control_path()).unwrap();
 }
 
-impl Lost for Server {
-    fn is_back(&self) {
-        let path = self.control_path();
-        eventually("the socket is back", GENEROUS, || UnixStream::connect(&path).is_ok());
-    }
+/// The file `theirs` takes the place of the socket.
+fn put_in_place(server: &Server) {
+    fs::rename(server.path("theirs"), server.control_path()).unwrap();
+}
 
-    /// A controller that connects as soon as there is a socket again. Who has a reply
-    /// knows that its return was told: `is_back` alone can be earlier.
-    fn new_controller(&self) -> Controller {
-        self.is_back();
-        self.controller()
-    }
+/// A new `theirs`, whose owner is alive, or has died if this is dropped.
+fn their_socket(server: &Server) -> UnixListener {
+    UnixListener::bind(server.path("theirs")).unwrap()
+}
 
-    /// Waits until the server has said for the first time that the socket can't be put
-    /// back, in a line with these words.
-    fn trouble(&self, words: &[&str]) {
-        self.says(LOST);
-        let parameter = format!("error: pause: pause-control={}: ", self.control_path().display());
-        expect_line(&self.messages(), &[&[LOST, &parameter], words].concat());
-    }
-
-    /// So many lines are all that it has said.
-    fn has_said(&self, lines: usize) {
-        let messages = self.messages();
-        assert_eq!(messages.lines().count(), lines, "{messages}");
-    }
-
-    /// From look to look.
-    fn is_not_busy(&self) {
-        self.expect_no_busy_loop(|| thread::sleep(A_LOOK));
-    }
-
-    fn remove_socket(&self) {
-        fs::remove_file(self.control_path()).unwrap();
-    }
-
-    /// The file with this name takes the place of the socket.
-    fn put_in_place(&self, name: &str) {
-        fs::rename(self.path(name), self.control_path()).unwrap();
+/// To whom a file is given if the server is not to run as root.
+fn give_to_nobody(path: &Path) {
+    if is_root() {
+        chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
     }
 }
 
 // Removed.
 
+dialogues! {
+    Setup::in_memory() => {
+        /// Nobody who could resume stays connected.
+        a_paused_server_whose_socket_was_removed_is_resumed_over_a_new_connection:
+            "A:p=P A.closes held remove:control back still B:r=R flow";
+    }
+    Setup::in_memory().holds() => {
+        a_controller_that_was_connected_goes_on_with_its_hold_in_force:
+            "A:+=+ held remove:control back B:+-=+- still A:-=- flow";
+    }
+}
+
 #[test]
 fn a_removed_socket_is_put_back_and_that_is_told_once() {
-    let server = Setup::in_memory().start();
-    server.control_thread();
-    let at_first = descriptors(server.pid());
-    for loss in 1..=2 {
-        server.remove_socket();
-        server.new_controller().ask("pr", "PR");
-        server.has_said(loss);
-        let parameter = format!("pause-control={}: ", server.control_path().display());
-        expect_line(server.messages().lines().last().unwrap(), &[&parameter, "removed", BACK]);
+    let mut stage = Stage::on(Setup::in_memory());
+    stage.server.control_thread();
+    let at_first = descriptors(stage.server.pid());
+    for (line, loss) in [("A:pr=PR A.closes", 1), ("B:pr=PR B.closes", 2)] {
+        stage.play("remove:control back").play(line).play(&format!("lines:{loss}"));
+        let parameter = format!("pause-control={}: ", stage.server.control_path().display());
+        let said = stage.server.messages();
+        expect_line(said.lines().last().unwrap(), &[&parameter, "removed", "has been put back"]);
     }
-    server.is_not_busy();
-    server.has_said(2);
-    eventually("no descriptor is kept", GENEROUS, || descriptors(server.pid()) == at_first);
+    stage.play("idle lines:2");
+    eventually("no descriptor is kept", GENEROUS, || descriptors(stage.server.pid()) == at_first);
     // It is removed at the end as the first one would have been.
-    server.stop();
-}
-
-#[test]
-fn a_paused_server_whose_socket_was_removed_is_resumed_over_a_new_connection() {
-    let server = Setup::in_memory().start();
-    let mut client = Client::connect(&server);
-    // Nobody who could resume stays connected.
-    assert_eq!(nc(&["-N"], &server.control_path(), b"p").stdout, "P");
-    let held = client.held(READ);
-    server.remove_socket();
-    let mut operator = server.new_controller();
-    client.expect_held(&[held], A_WHILE);
-    operator.resume();
-    client.goes_on(held);
-    drop((client, operator));
-    server.stop();
-}
-
-#[test]
-fn a_controller_that_was_connected_goes_on_with_its_hold_in_force() {
-    let server = Setup::in_memory().holds().start();
-    let mut client = Client::connect(&server);
-    let mut holder = server.controller();
-    holder.hold();
-    let held = client.held(READ);
-    server.remove_socket();
-    server.new_controller().ask("+-", "+-");
-    client.expect_held(&[held], A_WHILE);
-    holder.ask("-", "-");
-    client.goes_on(held);
+    stage.end();
 }
 
 /// It is never put back with more permissions than were asked for; the rest may be
@@ -130,7 +71,7 @@ fn has_exactly(mode: u32, umask: u32) {
     let server = Setup::in_memory().umask(umask).with(&parameter).start();
     let control = server.control_path();
     let first = look(&control);
-    server.remove_socket();
+    remove_socket(&server);
     eventually("it is put back", GENEROUS, || {
         let back = socket_mode(&control);
         assert_eq!(back.unwrap_or(0) & !mode, 0, "umask {umask:o}, {parameter}");
@@ -157,11 +98,10 @@ fn a_socket_that_was_put_back_has_exactly_pause_mode_whatever_the_umask_and_neve
 fn a_socket_is_private_before_it_has_a_name_and_the_umask_is_nobody_elses() {
     let calls = "trace=fchmod,bind,chmod,fchmodat,listen,umask,unshare";
     let setup = Setup::in_memory().umask(0o027).with("pause-mode=0664");
-    let server = setup.under(&["strace", "-f", "-e", calls, "-o", "trace"]).start();
-    let ours = format!("{} ", server.control_thread());
-    server.remove_socket();
-    server.is_back();
-    let trace = fs::read_to_string(server.stop().path("trace")).unwrap();
+    let mut stage = Stage::on(setup.under(&["strace", "-f", "-e", calls, "-o", "trace"]));
+    let ours = format!("{} ", stage.server.control_thread());
+    stage.play("remove:control back");
+    let trace = fs::read_to_string(stage.end().path("trace")).unwrap();
     let called = trace.lines().filter_map(|line| line.strip_prefix(&ours).map(str::trim));
     let called: Vec<&str> = called.filter(|call| !call.starts_with("+++")).collect();
     let expected = ["fchmod(", "bind(", "chmod(\"/proc/self/fd/", "listen("];
@@ -176,12 +116,11 @@ fn a_socket_is_private_before_it_has_a_name_and_the_umask_is_nobody_elses() {
 /// What looks like more can be an ACL's mask.
 #[test]
 fn it_is_never_put_back_with_more_permissions_than_were_asked_for() {
-    let server = Setup::in_memory().with("pause-mode=0640").start();
-    set_mode(&server.control_path(), 0o662);
-    server.remove_socket();
-    server.new_controller().resume();
-    assert_eq!(socket_mode(&server.control_path()), Some(0o640));
-    server.stop();
+    let mut stage = Stage::on(Setup::in_memory().with("pause-mode=0640"));
+    set_mode(&stage.server.control_path(), 0o662);
+    stage.play("remove:control back A:r=R");
+    assert_eq!(socket_mode(&stage.server.control_path()), Some(0o640));
+    stage.end();
 }
 
 /// A group that no user of these tests is in.
@@ -193,223 +132,165 @@ fn it_is_put_back_with_the_owner_and_the_permissions_that_it_had() {
         println!("SKIPPED: only root can give a file away");
         return;
     }
-    let server = Setup::in_memory().with("pause-mode=0660").start();
-    let control = server.control_path();
+    let mut stage = Stage::on(Setup::in_memory().with("pause-mode=0660"));
+    let control = stage.server.control_path();
     chown(&control, Some(NOBODY), Some(OTHERS)).unwrap();
     set_mode(&control, 0o640);
     for _ in 0..2 {
-        server.remove_socket();
-        server.new_controller().resume();
+        stage.play("remove:control back A:r=R A.closes");
         let found = fs::symlink_metadata(&control).unwrap();
         assert_eq!((found.uid(), found.gid()), (NOBODY, OTHERS));
         assert_eq!(socket_mode(&control), Some(0o640));
     }
-    let messages = server.messages();
-    assert!(messages.lines().all(|line| line.ends_with(BACK)), "{messages}");
-    server.stop();
+    let said = stage.server.messages();
+    assert!(said.lines().all(|line| line.ends_with("has been put back")), "{said}");
+    stage.end();
 }
 
 // Its directory is gone, or can't be used.
 
 #[test]
 fn a_removed_directory_is_told_once_and_the_socket_is_put_back_when_it_is_there_again() {
-    let server = setup_in_run().start();
-    let mut client = Client::connect(&server);
-    let mut before = server.controller();
-    before.pause();
-    let held = client.send(READ);
-    fs::remove_dir_all(server.path("run")).unwrap();
-    let directory = format!("directory {}", server.path("run").display());
-    server.trouble(&[&directory, "No such file or directory"]);
-    server.is_not_busy();
+    let mut stage = Stage::on(in_run());
+    let run = stage.server.path("run");
+    stage.play("A:p=P held");
+    fs::remove_dir_all(&run).unwrap();
     // Who is connected is served all the time.
-    before.pause();
-    client.expect_held(&[held], A_WHILE);
-
-    fs::create_dir(server.path("run")).unwrap();
-    server.new_controller().resume();
-    client.goes_on(held);
-    thread::sleep(A_LOOK);
-    server.has_said(2);
-    assert_eq!(server.messages_count(BACK), 1, "{}", server.messages());
-    drop((client, before));
-    server.stop();
+    stage.play("lost:directory_./run|No_such_file_or_directory idle A:p=P still");
+    fs::create_dir(run).unwrap();
+    stage.play("back B:r=R flow looks lines:2 told:1:has_been_put_back");
+    stage.end();
 }
 
 #[test]
 fn a_directory_that_was_renamed_and_is_named_back_still_has_the_same_socket() {
-    let server = setup_in_run().start();
-    let (run, away) = (server.path("run"), server.path("away"));
-    let before = look(&server.control_path());
+    let mut stage = Stage::on(in_run());
+    let (run, away) = (stage.server.path("run"), stage.server.path("away"));
+    let before = look(&stage.server.control_path());
     fs::rename(&run, &away).unwrap();
-    server.trouble(&[]);
+    stage.play("lost:");
     // Where it is now, it is served.
     Controller::connect(&away.join("control")).pause();
     fs::rename(&away, &run).unwrap();
-    server.new_controller().resume();
-    server.says("the control socket is at its path again");
-    assert!(look(&server.control_path()) == before, "it was touched");
-    server.has_said(2);
-    server.stop();
-}
-
-/// Stops the server as `kill -STOP` does, and lets it go on after `act`.
-fn while_stopped<R>(server: &Server, act: impl FnOnce() -> R) -> R {
-    stop(server.pid());
-    let done = act();
-    go_on(server.pid());
-    done
+    stage.play("back A:r=R says:the_control_socket_is_at_its_path_again lines:2");
+    assert!(look(&stage.server.control_path()) == before, "it was touched");
+    stage.end();
 }
 
 #[test]
 fn who_had_connected_before_the_socket_was_put_back_is_served() {
-    let server = setup_in_run().start();
-    let (run, away) = (server.path("run"), server.path("away"));
+    let mut stage = Stage::on(in_run());
+    let (run, away) = (stage.server.path("run"), stage.server.path("away"));
     // More than the server lets in before it looks.
-    let mut waiting = while_stopped(&server, || {
-        let mut waiting = server.controllers(20);
-        waiting.iter_mut().for_each(|controller| controller.send(b"x"));
-        fs::rename(&run, &away).unwrap();
-        fs::create_dir(&run).unwrap();
-        thread::sleep(A_LOOK);
-        waiting
-    });
-    waiting.iter_mut().for_each(|controller| controller.expect("X"));
-    server.new_controller().pause();
+    stage.play("stop ABCDEFGHIJKLMNOPQRST:x");
+    fs::rename(&run, &away).unwrap();
+    fs::create_dir(&run).unwrap();
+    stage.play("looks go-on ABCDEFGHIJKLMNOPQRST:=X back U:p=P");
     // The former socket is dead, and not only ignored.
     let refused = UnixStream::connect(away.join("control")).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
-    waiting.iter_mut().for_each(Controller::resume);
-    drop(waiting);
+    stage.play("ABCDEFGHIJKLMNOPQRST:r=R");
     // The former one is left where it was taken.
-    server.stop();
+    stage.end();
 }
 
 /// To open a FIFO is to wait for its other end.
 #[test]
 fn a_fifo_in_place_of_the_directory_does_not_keep_the_operator_from_being_heard() {
-    let server = setup_in_run().start();
-    let mut operator = server.controller();
-    operator.pause();
-    make_fifo(&server.path("fifo"));
-    exchange(&server.path("run"), &server.path("fifo"));
-    server.trouble(&["Not a directory"]);
-    thread::sleep(A_LOOK);
-    operator.resume();
-    exchange(&server.path("run"), &server.path("fifo"));
-    server.says("at its path again");
-    server.has_said(2);
-    drop(operator);
-    server.stop();
-}
-
-/// To whom the server is given that does not run as root.
-fn give_to_nobody(path: &Path) {
-    if is_root() {
-        chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
-    }
+    let mut stage = Stage::on(in_run());
+    let (run, fifo) = (stage.server.path("run"), stage.server.path("fifo"));
+    make_fifo(&fifo);
+    stage.play("A:p=P");
+    exchange(&run, &fifo);
+    stage.play("lost:Not_a_directory looks A:r=R");
+    exchange(&run, &fifo);
+    stage.play("says:at_its_path_again lines:2");
+    stage.end();
 }
 
 #[test]
 fn in_a_directory_that_is_not_writable_that_is_told_once_until_it_is() {
-    let setup = setup_in_run().under_a_mere_user();
-    give_to_nobody(&setup.path("run"));
-    let server = setup.start();
-    let (run, other) = (server.path("run"), server.path("other"));
-    let mut before = server.controller();
+    let setup = in_run().under_a_mere_user();
+    let (run, other) = (setup.path("run"), setup.path("other"));
     fs::create_dir(&other).unwrap();
+    give_to_nobody(&run);
     give_to_nobody(&other);
     set_mode(&other, 0o555);
+    let mut stage = Stage::on(setup);
+    stage.play("A:r=R");
     exchange(&run, &other);
-    server.trouble(&["Permission denied", "permit the user"]);
-    server.is_not_busy();
-    server.has_said(1);
-    before.pause();
+    stage.play("lost:Permission_denied|permit_the_user idle lines:1 A:p=P");
     set_mode(&run, 0o755);
-    server.new_controller().resume();
-    server.has_said(2);
-    drop(before);
-    server.stop();
+    stage.play("back B:r=R lines:2");
+    stage.end();
 }
 
 /// Who may write there need not be permitted to read there.
 #[test]
 fn in_a_directory_that_cannot_be_read_it_is_put_back_all_the_same() {
-    let setup = setup_in_run().under_a_mere_user();
+    let setup = in_run().under_a_mere_user();
     let run = setup.path("run");
     give_to_nobody(&run);
     set_mode(&run, 0o300);
-    let server = setup.start();
-    server.remove_socket();
-    server.new_controller().pause();
-    server.has_said(1);
+    let mut stage = Stage::on(setup);
+    remove_socket(&stage.server);
+    stage.play("back A:p=P lines:1");
 
     // To replace a dead socket it has to be locked, and for that to be read.
-    drop(UnixListener::bind(server.path("dead")).unwrap());
+    drop(their_socket(&stage.server));
     // Whether it is dead, every user may see.
-    set_mode(&server.path("dead"), 0o777);
-    server.put_in_place("dead");
-    server.trouble(&["cannot open the directory", "read there"]);
+    set_mode(&stage.server.path("theirs"), 0o777);
+    put_in_place(&stage.server);
+    stage.play("lost:cannot_open_the_directory|read_there");
     set_mode(&run, 0o700);
-    server.new_controller().resume();
-    server.stop();
+    stage.play("back B:r=R");
+    stage.end();
 }
 
 // A directory that somebody keeps locked must not keep the control thread.
 
 #[test]
 fn a_dead_socket_in_a_locked_directory_is_replaced_when_the_lock_is_gone() {
-    let server = setup_in_run().start();
-    let mut operator = server.controller();
-    let lock = lock(&server.path("run"));
-    drop(UnixListener::bind(server.path("dead")).unwrap());
-    let dead = look(&server.path("dead"));
-    server.put_in_place("dead");
-    server.trouble(&["locked"]);
-    server.is_not_busy();
-    assert!(look(&server.control_path()) == dead, "it was touched");
-    operator.ask("pr", "PR");
+    let mut stage = Stage::on(in_run());
+    stage.play("A:r=R");
+    let lock = lock(&stage.server.path("run"));
+    drop(their_socket(&stage.server));
+    let dead = look(&stage.server.path("theirs"));
+    put_in_place(&stage.server);
+    stage.play("lost:locked idle");
+    assert!(look(&stage.server.control_path()) == dead, "it was touched");
+    stage.play("A:pr=PR");
     drop(lock);
-    server.new_controller().pause();
-    server.has_said(2);
-    drop(operator);
-    server.stop();
+    stage.play("back B:p=P lines:2");
+    stage.end();
 }
 
 #[test]
 fn a_locked_directory_is_no_obstacle_where_the_path_is_free() {
-    let server = setup_in_run().start();
-    let lock = lock(&server.path("run"));
-    server.remove_socket();
-    server.new_controller().pause();
-    server.has_said(1);
-    drop(lock);
-    server.stop();
+    let mut stage = Stage::on(in_run());
+    let _lock = lock(&stage.server.path("run"));
+    remove_socket(&stage.server);
+    stage.play("back A:p=P lines:1");
+    stage.end();
 }
 
 // Something else takes its place.
 
 /// It is said what it is, by `name`, and left alone, and the socket is put back after it.
 fn is_told_and_untouched(name: &str, occupant: impl FnOnce(&Path)) {
-    let server = Setup::in_memory().start();
-    let (control, other) = (server.control_path(), server.path("other"));
-    let mut before = server.controller();
+    let mut stage = Stage::on(Setup::in_memory());
+    let (control, other) = (stage.server.control_path(), stage.server.path("other"));
+    stage.play("A:r=R");
     occupant(&other);
     let theirs = look(&other);
     exchange(&control, &other);
-    server.trouble(&[&format!("{name} is there")]);
-    thread::sleep(A_LOOK);
-    server.has_said(1);
+    stage.play(&format!("lost:{}_is_there looks lines:1", name.replace(' ', "_")));
     assert!(look(&control) == theirs, "it was touched");
-    before.pause();
-
-    fs::rename(&control, server.path("away")).unwrap();
-    server.new_controller().resume();
-    assert_eq!(server.messages_count(BACK), 1, "{}", server.messages());
-    server.has_said(2);
+    stage.play("A:p=P");
+    fs::rename(&control, stage.server.path("away")).unwrap();
+    stage.play("back B:r=R told:1:has_been_put_back lines:2");
     assert_eq!(socket_mode(&control), Some(0o600));
-    drop(before);
-    server.stop();
+    stage.end();
 }
 
 #[test]
@@ -431,158 +312,136 @@ fn whatever_takes_its_place_is_told_once_and_untouched() {
 
 #[test]
 fn the_live_socket_of_another_process_in_its_place_is_told_once_and_not_even_disturbed() {
-    let server = Setup::in_memory().start();
-    let listener = UnixListener::bind(server.path("other")).unwrap();
+    let mut stage = Stage::on(Setup::in_memory());
+    let listener = their_socket(&stage.server);
     listener.set_nonblocking(true).unwrap();
-    let theirs = look(&server.path("other"));
-    server.put_in_place("other");
-    server.trouble(&["a process has the socket open"]);
-    thread::sleep(A_LOOK);
-    server.has_said(1);
-    assert!(look(&server.control_path()) == theirs, "it was touched");
+    let theirs = look(&stage.server.path("theirs"));
+    put_in_place(&stage.server);
+    stage.play("lost:a_process_has_the_socket_open looks lines:1");
+    assert!(look(&stage.server.control_path()) == theirs, "it was touched");
     // Nobody has knocked.
     assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
     // Its owner dies, and leaves a dead one.
     drop(listener);
-    server.new_controller().pause();
-    server.has_said(2);
-    server.stop();
+    stage.play("back A:p=P lines:2");
+    stage.end();
 }
 
 #[test]
 fn a_server_that_took_the_path_keeps_it_until_it_ends() {
-    let first = Setup::in_memory().start();
-    let path = first.control_path();
-    let second = Setup::in_memory().control(path.to_str());
+    let mut first = Stage::on(Setup::in_memory());
+    let second = Setup::in_memory().control(first.server.control_path().to_str());
     // So that it is not put back before the other one starts.
-    let second = while_stopped(&first, || {
-        first.remove_socket();
-        second.start()
-    });
-    first.trouble(&[]);
+    first.play("stop remove:control");
+    let second = second.start();
+    first.play("go-on lost:");
     second.controller().pause();
     second.stop();
-    first.new_controller().pause();
-    first.stop();
+    first.play("back A:p=P");
+    first.end();
 }
 
 #[test]
 fn a_file_in_place_of_a_socket_that_was_put_back_survives_our_exit() {
-    let server = Setup::in_memory().start();
-    let control = server.control_path();
-    server.remove_socket();
-    server.is_back();
-    fs::write(server.path("theirs"), "precious").unwrap();
-    let theirs = look(&server.path("theirs"));
-    server.put_in_place("theirs");
-    server.terminate();
-    let ended = server.ended(PROMPT);
+    let mut stage = Stage::on(Setup::in_memory());
+    let (control, theirs) = (stage.server.control_path(), stage.server.path("theirs"));
+    stage.play("remove:control back");
+    fs::write(&theirs, "precious").unwrap();
+    let before = look(&theirs);
+    put_in_place(&stage.server);
+    stage.play("goes term");
+    let ended = stage.server.ended(PROMPT);
     assert_eq!(ended.process.status.code(), Some(0), "{:#?}", ended.process);
-    assert!(look(&control) == theirs, "it was touched");
+    assert!(look(&control) == before, "it was touched");
 }
 
 // The server has become another user.
 
 /// nbdkit -u nobody, over a control socket in root's own directory.
-fn changing_user(mode_of_directory: u32) -> Option<Server> {
+fn changing_user(mode_of_directory: u32) -> Option<Stage> {
     if !is_root() {
         println!("SKIPPED: only root can use nbdkit -u");
         return None;
     }
-    let setup = setup_in_run().changing_user();
+    let setup = in_run().changing_user();
     set_mode(&setup.path("run"), mode_of_directory);
-    Some(setup.umask(0o022).with("pause-mode=0660").start())
-}
-
-fn is_told_after_a_change_of_user(mode_of_directory: u32) {
-    let Some(server) = changing_user(mode_of_directory) else { return };
-    let mut before = server.controller();
-    before.pause();
-    thread::sleep(A_LOOK);
-    server.has_said(0);
-    server.remove_socket();
-    server.trouble(&["Permission denied", "permit the user"]);
-    thread::sleep(A_LOOK);
-    server.has_said(1);
-    before.resume();
-    drop(before);
-    server.terminate();
-    let ended = server.ended(PROMPT);
-    assert_eq!(ended.process.status.code(), Some(0), "{:#?}", ended.process);
+    Some(Stage::on(setup.umask(0o022).with("pause-mode=0660")))
 }
 
 #[test]
 fn after_a_change_of_user_a_removed_socket_that_cannot_be_put_back_is_told_once() {
+    let is_told = |mode_of_directory| {
+        let Some(mut stage) = changing_user(mode_of_directory) else { return };
+        stage.play("A:p=P looks lines:0");
+        remove_socket(&stage.server);
+        stage.play("lost:Permission_denied|permit_the_user looks lines:1 A:r=R");
+        stage.end();
+    };
     // Nobody may not even look into the last one.
     thread::scope(|scope| {
         for mode in [0o755, 0o711, 0o700] {
-            scope.spawn(move || is_told_after_a_change_of_user(mode));
+            scope.spawn(move || is_told(mode));
         }
     });
 }
 
 #[test]
 fn after_a_change_of_user_a_removed_socket_is_put_back_where_that_user_may_write() {
-    let Some(server) = changing_user(0o777) else { return };
-    server.remove_socket();
-    server.new_controller().pause();
-    eventually("it has its mode", GENEROUS, || socket_mode(&server.control_path()) == Some(0o660));
-    assert_ne!(fs::symlink_metadata(server.control_path()).unwrap().uid(), 0);
-    server.stop();
+    let Some(mut stage) = changing_user(0o777) else { return };
+    let control = stage.server.control_path();
+    remove_socket(&stage.server);
+    stage.play("back A:p=P");
+    eventually("it has its mode", GENEROUS, || socket_mode(&control) == Some(0o660));
+    assert_ne!(fs::symlink_metadata(control).unwrap().uid(), 0);
+    stage.end();
 }
 
 #[test]
 fn where_it_cannot_have_its_group_again_no_other_group_may_connect() {
-    let Some(server) = changing_user(0o777) else { return };
-    let control = server.control_path();
+    let Some(mut stage) = changing_user(0o777) else { return };
+    let control = stage.server.control_path();
     chown(&control, None, Some(OTHERS)).unwrap();
     for loss in 1..=2 {
-        server.remove_socket();
-        server.new_controller().resume();
+        remove_socket(&stage.server);
+        stage.play("back A:r=R A.closes").play(&format!("lines:{loss}"));
         let found = fs::symlink_metadata(&control).unwrap();
         assert_eq!((found.uid(), socket_mode(&control)), (NOBODY, Some(0o600)));
         assert_ne!(found.gid(), OTHERS);
-        server.has_said(loss);
         // The next one is as this one was.
-        let is_told = server.messages().lines().last().unwrap().contains("no more than everybody");
-        assert_eq!(is_told, loss == 1, "{}", server.messages());
+        let said = stage.server.messages();
+        let is_told = said.lines().last().unwrap().contains("no more than everybody");
+        assert_eq!(is_told, loss == 1, "{said}");
     }
-    server.stop();
+    stage.end();
 }
 
 // No descriptors.
 
 #[test]
 fn out_of_descriptors_it_is_put_back_later_and_there_is_no_busy_loop() {
-    let server = Setup::in_memory().start();
-    let mut before = server.controller();
-    before.pause();
-    let usual = limit_descriptors(server.pid(), next_descriptor(server.pid()));
-    server.remove_socket();
-    server.trouble(&["Too many open files", "ulimit -n"]);
-    server.is_not_busy();
-    server.has_said(1);
-    before.resume();
-    limit_descriptors(server.pid(), usual);
-    server.new_controller().pause();
-    server.has_said(2);
-    drop(before);
-    server.stop();
+    let mut stage = Stage::on(Setup::in_memory());
+    stage.play("A:p=P");
+    let pid = stage.server.pid();
+    let usual = limit_descriptors(pid, next_descriptor(pid));
+    stage.play("remove:control lost:Too_many_open_files|ulimit_-n idle lines:1 A:r=R");
+    limit_descriptors(pid, usual);
+    stage.play("back B:p=P lines:2");
+    stage.end();
 }
 
 /// The directory, the socket and its file are opened, one after the other.
 #[test]
 fn whatever_step_runs_out_of_descriptors_nothing_is_left_in_the_way() {
     let with_spare = |spare: u64| {
-        let server = Setup::in_memory().start();
-        server.control_thread();
-        let usual = limit_descriptors(server.pid(), next_descriptor(server.pid()) + spare);
-        server.remove_socket();
-        server.trouble(&[]);
-        assert_eq!(socket_mode(&server.control_path()), None, "with {spare} to spare");
-        limit_descriptors(server.pid(), usual);
-        server.new_controller().pause();
-        server.stop();
+        let mut stage = Stage::on(Setup::in_memory());
+        stage.server.control_thread();
+        let pid = stage.server.pid();
+        let usual = limit_descriptors(pid, next_descriptor(pid) + spare);
+        stage.play("remove:control lost:");
+        assert_eq!(socket_mode(&stage.server.control_path()), None, "with {spare} to spare");
+        limit_descriptors(pid, usual);
+        stage.play("back A:p=P");
+        stage.end();
     };
     thread::scope(|scope| {
         for spare in 0..3 {
@@ -594,27 +453,26 @@ fn whatever_step_runs_out_of_descriptors_nothing_is_left_in_the_way() {
 /// To remove what is there would cut off the server whose socket it is.
 #[test]
 fn where_it_cannot_be_told_whether_a_socket_is_dead_nobody_is_told_to_remove_it() {
-    let server = Setup::in_memory().start();
-    server.control_thread();
+    let mut stage = Stage::on(Setup::in_memory());
+    stage.server.control_thread();
+    let pid = stage.server.pid();
     // For the directory and the file, none to look whether anybody has it open.
-    let usual = limit_descriptors(server.pid(), next_descriptor(server.pid()) + 2);
-    let alive = UnixListener::bind(server.path("theirs")).unwrap();
-    server.put_in_place("theirs");
-    server.trouble(&["cannot tell", "ulimit -n"]);
-    assert!(!server.messages().contains("remove"), "{}", server.messages());
-    limit_descriptors(server.pid(), usual);
-    server.remove_socket();
+    let usual = limit_descriptors(pid, next_descriptor(pid) + 2);
+    let alive = their_socket(&stage.server);
+    put_in_place(&stage.server);
+    stage.play("lost:cannot_tell|ulimit_-n told:0:remove");
+    limit_descriptors(pid, usual);
     drop(alive);
-    server.new_controller().pause();
-    server.stop();
+    stage.play("remove:control back A:p=P");
+    stage.end();
 
-    let Some(server) = changing_user(0o777) else { return };
-    let alive = UnixListener::bind(server.path("theirs")).unwrap();
-    set_mode(&server.path("theirs"), 0o600);
-    server.put_in_place("theirs");
-    server.trouble(&["Permission denied", "if nobody does"]);
+    let Some(mut stage) = changing_user(0o777) else { return };
+    let alive = their_socket(&stage.server);
+    set_mode(&stage.server.path("theirs"), 0o600);
+    put_in_place(&stage.server);
+    stage.play("lost:Permission_denied|if_nobody_does");
     drop(alive);
-    server.remove_socket();
-    server.new_controller().pause();
-    server.stop();
+    remove_socket(&stage.server);
+    stage.play("back A:p=P");
+    stage.end();
 }

@@ -4,6 +4,12 @@
 
 use super::*;
 
+/// What is said first of a control socket that can't be put back.
+const LOST: &str = "not at its path any more";
+
+/// The server looks at the path every two seconds: at least once in this time.
+pub const A_LOOK: Duration = Duration::from_millis(2500);
+
 /// A server, one client, and controllers by their letters.
 pub struct Stage {
     client: Option<Client>,
@@ -89,10 +95,14 @@ impl Stage {
     /// | `flushed:N` `flushing:N` | the plugin has flushed so often; and is at it again |
     /// | `says:some_words` | the log has them, or will |
     /// | `told:N:some_words` `errors:N` | it has them so often; so many errors |
+    /// | `lines:N` | and is so long |
+    /// | `lost:some_words\|more` | it has a line, or will, on the loss of the control socket |
+    /// | `back` | the control socket is at its path, so that controllers can connect |
+    /// | `looks` `idle` | the server looks for it; and is not busy |
     /// | `stop` `go-on` `term` | SIGSTOP, SIGCONT, SIGTERM |
     /// | `wait:MS` | |
     ///
-    /// In what is sent and said, `_` is a space.
+    /// In what is sent and said, `_` is a space, and `./` the server's folder.
     pub fn play(&mut self, line: &str) -> &mut Self {
         println!("playing: {line}");
         for word in line.split_whitespace() {
@@ -101,7 +111,8 @@ impl Stage {
             let is_name = |names: &str| names.chars().all(|name| name.is_ascii_uppercase());
             if let Some((names, line)) = word.split_once(':').filter(|(names, _)| is_name(names)) {
                 self.talk(names, line);
-            } else if let Some((name, act)) = word.split_once('.') {
+            } else if let Some((name, act)) = word.split_once('.').filter(|(name, _)| is_name(name))
+            {
                 self.leave(name.chars().next().expect("a controller"), act);
             } else if let Some((word, what)) = word.split_once(':') {
                 self.serve(word, what);
@@ -166,6 +177,11 @@ impl Stage {
             "is-gone" => {
                 eventually("the client is gone", PROMPT, || self.server.threads() == 2);
             }
+            "back" => eventually("the socket is back", GENEROUS, || {
+                UnixStream::connect(self.server.control_path()).is_ok()
+            }),
+            "looks" => thread::sleep(A_LOOK),
+            "idle" => self.server.expect_no_busy_loop(|| thread::sleep(A_LOOK)),
             "stop" => stop(self.server.pid()),
             "go-on" => go_on(self.server.pid()),
             "term" => self.server.terminate(),
@@ -195,6 +211,20 @@ impl Stage {
                 let (count, what) = what.split_once(':').expect("what is told");
                 let told = server.messages_count(&what.replace('_', " "));
                 assert_eq!(told, number(count), "{}", server.messages());
+            }
+            "lines" => {
+                let messages = server.messages();
+                assert_eq!(messages.lines().count(), number(what), "{messages}");
+            }
+            "lost" => {
+                server.says(LOST);
+                let what =
+                    what.replace('_', " ").replace("./", &format!("{}/", server.dir().display()));
+                let parameter =
+                    format!("error: pause: pause-control={}: ", server.control_path().display());
+                let words: Vec<&str> =
+                    [LOST, &parameter].into_iter().chain(what.split('|')).collect();
+                expect_line(&server.messages(), &words);
             }
             "errors" => self.serve("told", &format!("{what}:error:")),
             "wait" => thread::sleep(Duration::from_millis(number(what) as u64)),
