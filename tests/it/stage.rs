@@ -303,3 +303,31 @@ fn request(word: &str) -> Request {
         _ => panic!("{word}: no such word"),
     }
 }
+
+/// A word that is never wrong would prove nothing.
+#[test]
+fn a_dialogue_that_does_not_happen_is_noticed() {
+    let lines = [
+        "held",
+        "A:p=P flow",
+        "A:p=P expires",
+        "A:+=+ A:-=- expires",
+        "A:r=P",
+        "A:+-=+X",
+        "A:p=",
+        "sends dropped",
+        "flush-fails",
+        "flushed:1",
+        "flushing:0",
+        "told:1:some_words",
+        "errors:1",
+        "lines:1",
+    ];
+    thread::scope(|scope| {
+        let played =
+            lines.map(|line| (line, scope.spawn(move || play(Setup::obedient().holds(), line))));
+        for (line, played) in played {
+            assert!(played.join().is_err(), "{line}");
+        }
+    });
+}
