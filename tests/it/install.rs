@@ -5,37 +5,71 @@
 
 use super::*;
 
-/// All that these scripts listen to in the environment.
-const SETTINGS: [&str; 8] = [
-    "DESTDIR",
-    "PREFIX",
-    "FILTERDIR",
-    "NBDKIT_VERSION",
-    "PAUSE_FILTER",
-    "PAUSE_HELPER",
-    "CARGO_TARGET_DIR",
-    "DEB_REVISION",
-];
+/// One of the scripts, with settings.
+struct Script(Command);
 
-fn script(name: &str, settings: &[(&str, &Path)]) -> Command {
+fn script(name: &str) -> Script {
     let mut command = Command::new(Path::new(PACKAGE).join("scripts").join(name));
-    for setting in SETTINGS {
+    // All that they listen to in the environment.
+    for setting in ["DESTDIR", "PREFIX", "FILTERDIR", "NBDKIT_VERSION", "PAUSE_FILTER"]
+        .iter()
+        .chain(&["PAUSE_HELPER", "CARGO_TARGET_DIR", "DEB_REVISION"])
+    {
         command.env_remove(setting);
     }
-    for (setting, value) in settings {
-        command.arg(format!("{setting}={}", value.display()));
+    Script(command)
+}
+
+/// `scripts/install` with what was built here.
+fn install() -> Script {
+    script("install").with("PAUSE_FILTER", filter::ours()).with("PAUSE_HELPER", filter::helper())
+}
+
+fn uninstall() -> Script {
+    script("uninstall")
+}
+
+impl Script {
+    /// With one more setting; the last one of a name counts.
+    fn with(mut self, setting: &str, value: impl AsRef<Path>) -> Self {
+        self.0.arg(format!("{setting}={}", value.as_ref().display()));
+        self
     }
-    command
-}
 
-/// `scripts/install` with what was built here, and these settings.
-fn install(settings: &[(&str, &Path)]) -> Command {
-    let built = [("PAUSE_FILTER", filter::ours()), ("PAUSE_HELPER", filter::helper())];
-    script("install", &[&built, settings].concat())
-}
+    fn env(mut self, variable: &str, value: impl AsRef<OsStr>) -> Self {
+        self.0.env(variable, value);
+        self
+    }
 
-fn uninstall(settings: &[(&str, &Path)]) -> Command {
-    script("uninstall", settings)
+    /// Without root's right to write everywhere, if this is root.
+    fn with_rights_of_a_user(mut self) -> Self {
+        const CAP_DAC_OVERRIDE: libc::c_ulong = 1;
+        // SAFETY: prctl(2) is a plain system call, which may be made between fork
+        // and exec.
+        unsafe {
+            self.0.pre_exec(|| {
+                // A user has no such right, and can't drop it either.
+                libc::prctl(libc::PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0);
+                Ok(())
+            });
+        }
+        self
+    }
+
+    fn succeeds(self) -> Finished {
+        run(self.0).succeeded()
+    }
+
+    /// It fails, says this, and touches nothing below `root`.
+    fn refused(self, root: &Path, said: &[&str]) {
+        let before = listing(root);
+        let refusal = run(self.0);
+        assert_eq!(refusal.status.code(), Some(1), "{refusal:#?}");
+        for what in said {
+            assert!(refusal.stderr.contains(what), "not {what:?}: {refusal:#?}");
+        }
+        assert_eq!(listing(root), before);
+    }
 }
 
 fn folder() -> TempDir {
@@ -59,8 +93,10 @@ fn make(folder: &Path) -> &Path {
 }
 
 /// All that is below a folder, with permissions and content.
-fn listing(root: &Path) -> BTreeMap<PathBuf, String> {
-    let mut all = BTreeMap::new();
+type Listing = BTreeMap<PathBuf, String>;
+
+fn listing(root: &Path) -> Listing {
+    let mut all = Listing::new();
     let mut folders = vec![root.to_path_buf()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).unwrap() {
@@ -86,7 +122,7 @@ fn listing(root: &Path) -> BTreeMap<PathBuf, String> {
 }
 
 /// What is in the second listing alone: files, not folders.
-fn new_files(before: &BTreeMap<PathBuf, String>, after: &BTreeMap<PathBuf, String>) -> Vec<String> {
+fn new_files(before: &Listing, after: &Listing) -> Vec<String> {
     let new = after
         .iter()
         .filter(|(path, what)| before.get(*path) != Some(*what) && !what.ends_with("folder"));
@@ -109,12 +145,10 @@ fn expect_whole_page(page: &str) {
     }
 }
 
-/// Another file, and for nbdkit the same filter.
-fn ours_and_a_byte(folder: &Path) -> PathBuf {
-    let path = folder.join("libpause.so");
-    let mut content = fs::read(filter::ours()).unwrap();
-    content.push(0);
-    fs::write(&path, content).unwrap();
+/// A copy of a file, and for nbdkit the same filter, with one more byte.
+fn and_a_byte(original: &Path, folder: &Path) -> PathBuf {
+    let path = folder.join("newer.so");
+    fs::write(&path, [fs::read(original).unwrap(), vec![0]].concat()).unwrap();
     path
 }
 
@@ -137,21 +171,21 @@ fn uninstall_leaves_the_tree_as_it_was_before_install() {
     tree(root);
     let before = listing(root);
 
-    let said = run(install(&[("DESTDIR", root)])).succeeded();
+    let said = install().with("DESTDIR", root).succeeds();
     let after = listing(root);
     let filter = own_filters().join("nbdkit-libpause-filter.so");
     let filter = filter.strip_prefix("/").unwrap();
     assert_eq!(
         new_files(&before, &after),
         [
-            format!("644 {}", filter.display()),
-            "755 usr/local/bin/nbdkit-pause".to_owned(),
-            "644 usr/local/share/bash-completion/completions/nbdkit-pause".to_owned(),
-            "644 usr/local/share/fish/vendor_completions.d/nbdkit-pause.fish".to_owned(),
-            "644 usr/local/share/man/man1/nbdkit-libpause-filter.1".to_owned(),
-            "644 usr/local/share/man/man1/nbdkit-pause.1".to_owned(),
-            "644 usr/local/share/nbdkit-libpause/folders-made".to_owned(),
-            "644 usr/local/share/zsh/site-functions/_nbdkit-pause".to_owned(),
+            &format!("644 {}", filter.display()),
+            "755 usr/local/bin/nbdkit-pause",
+            "644 usr/local/share/bash-completion/completions/nbdkit-pause",
+            "644 usr/local/share/fish/vendor_completions.d/nbdkit-pause.fish",
+            "644 usr/local/share/man/man1/nbdkit-libpause-filter.1",
+            "644 usr/local/share/man/man1/nbdkit-pause.1",
+            "644 usr/local/share/nbdkit-libpause/folders-made",
+            "644 usr/local/share/zsh/site-functions/_nbdkit-pause",
         ]
     );
     assert!(before.iter().all(|(path, what)| after.get(path) == Some(what)), "{after:#?}");
@@ -167,12 +201,12 @@ fn uninstall_leaves_the_tree_as_it_was_before_install() {
     assert!(said.stdout.contains("nbdkit --filter=libpause "), "{said:#?}");
 
     // Once more is the same as once.
-    run(install(&[("DESTDIR", root)])).succeeded();
+    install().with("DESTDIR", root).succeeds();
     assert_eq!(listing(root), after);
 
-    run(uninstall(&[("DESTDIR", root)])).succeeded();
+    uninstall().with("DESTDIR", root).succeeds();
     assert_eq!(listing(root), before);
-    let said = run(uninstall(&[("DESTDIR", root)])).succeeded();
+    let said = uninstall().with("DESTDIR", root).succeeds();
     assert!(said.stdout.contains("nothing is installed"), "{said:#?}");
     assert_eq!(listing(root), before);
 }
@@ -180,16 +214,15 @@ fn uninstall_leaves_the_tree_as_it_was_before_install() {
 #[test]
 fn settings_are_taken_from_the_environment_too() {
     let Some(dir) = place() else { return };
-    let mut command = install(&[]);
-    command.env("DESTDIR", dir.path()).env("PREFIX", "/opt").env("FILTERDIR", "/filters");
-    run(command).succeeded();
+    let by_environment = |script: Script| {
+        script.env("DESTDIR", dir.path()).env("PREFIX", "/opt").env("FILTERDIR", "/filters")
+    };
+    by_environment(install()).succeeds();
     for file in ["opt/bin/nbdkit-pause", "filters/nbdkit-libpause-filter.so"] {
         assert!(dir.path().join(file).is_file(), "{:#?}", listing(dir.path()));
     }
-    let mut command = uninstall(&[]);
-    command.env("DESTDIR", dir.path()).env("PREFIX", "/opt").env("FILTERDIR", "/filters");
-    run(command).succeeded();
-    assert_eq!(listing(dir.path()), BTreeMap::new());
+    by_environment(uninstall()).succeeds();
+    assert_eq!(listing(dir.path()), Listing::new());
 }
 
 #[test]
@@ -197,73 +230,54 @@ fn a_folder_that_has_got_something_else_stays() {
     let Some(dir) = place() else { return };
     let root = dir.path();
     make(&root.join("usr/local/other/empty"));
-    run(install(&[("DESTDIR", root)])).succeeded();
-    let theirs = root.join("usr/local/share/zsh/site-functions/_of_another");
-    fs::write(&theirs, "theirs").unwrap();
+    install().with("DESTDIR", root).succeeds();
+    let theirs = "usr/local/share/zsh/site-functions/_of_another";
+    fs::write(root.join(theirs), "theirs").unwrap();
     // The record has no power over folders where nothing of ours belongs.
     let record = root.join("usr/local/share/nbdkit-libpause/folders-made");
-    let mut record = fs::File::options().append(true).open(record).unwrap();
+    let mut record = File::options().append(true).open(record).unwrap();
     record.write_all(b"/usr/local/other/empty\n/usr/local/other\n\n/\n").unwrap();
 
-    run(uninstall(&[("DESTDIR", root)])).succeeded();
-    let left: Vec<PathBuf> = listing(root).into_keys().collect();
-    let expected = [
-        "usr",
-        "usr/local",
-        "usr/local/other",
-        "usr/local/other/empty",
-        "usr/local/share",
-        "usr/local/share/zsh",
-        "usr/local/share/zsh/site-functions",
-        "usr/local/share/zsh/site-functions/_of_another",
-    ];
-    assert_eq!(left, expected.map(PathBuf::from));
+    uninstall().with("DESTDIR", root).succeeds();
+    let mut expected: Vec<&Path> = ["usr/local/other/empty", theirs].map(Path::new).to_vec();
+    expected = expected.iter().flat_map(|path| path.ancestors()).collect();
+    expected.retain(|path| *path != Path::new(""));
+    expected.sort_unstable();
+    expected.dedup();
+    assert_eq!(listing(root).keys().collect::<Vec<_>>(), expected);
 }
 
 #[test]
 fn in_folders_of_ones_own_it_is_used_by_path() {
     let Some(dir) = place() else { return };
     let (prefix, filters) = (dir.path().join("my prefix"), dir.path().join("my filters"));
-    let settings: [(&str, &Path); 2] = [("PREFIX", &prefix), ("FILTERDIR", &filters)];
-    let said = run(install(&settings)).succeeded();
+    let there = |script: Script| script.with("PREFIX", &prefix).with("FILTERDIR", &filters);
+    let said = there(install()).succeeds();
     let installed = filters.join("nbdkit-libpause-filter.so");
     // As a shell takes it.
     let quoted = installed.display().to_string().replace(' ', "\\ ");
     assert!(said.stdout.contains(&format!("--filter={quoted} ")), "{said:#?}");
 
-    let server = Setup::in_memory().filter(installed).parameters(&["pause-hold=true"]).start();
+    let mut stage = Stage::on(Setup::in_memory().filter(installed).holds());
     let mut command = Command::new(prefix.join("bin/nbdkit-pause"));
-    command.arg("run").arg(server.control_path()).args(["--", "echo", "the snapshot"]);
+    command.arg("run").arg(stage.server.control_path()).args(["--", "echo", "the snapshot"]);
     assert_eq!(run(command).succeeded().stdout, "the snapshot\n");
-    let mut client = Client::connect(&server);
-    let mut controller = server.controller();
-    controller.pause();
-    let held = client.send(Request::Read(0));
-    client.all_read_by_server();
-    client.expect_held(&[held], A_WHILE);
-    controller.resume();
-    client.reply(held).unwrap();
-    drop(client);
-    server.stop();
+    stage.play("A:p=P held A:r=R flow");
+    stage.end();
 
-    run(uninstall(&settings)).succeeded();
-    assert_eq!(listing(dir.path()), BTreeMap::new());
+    there(uninstall()).succeeds();
+    assert_eq!(listing(dir.path()), Listing::new());
 }
 
 #[test]
 fn without_the_helper_the_filter_and_its_page_are_installed() {
     let Some(dir) = place() else { return };
     let root = dir.path().join("root");
-    let settings = [
-        ("DESTDIR", root.as_path()),
-        ("FILTERDIR", Path::new("/filters")),
-        ("PAUSE_FILTER", filter::ours()),
-        ("PAUSE_HELPER", &dir.path().join("not-built")),
-    ];
-    let said = run(script("install", &settings)).succeeded();
+    let there = install().with("DESTDIR", &root).with("FILTERDIR", "/filters");
+    let said = there.with("PAUSE_HELPER", dir.path().join("not-built")).succeeds();
     assert!(said.stdout.contains("without the helper"), "{said:#?}");
     assert_eq!(
-        new_files(&BTreeMap::new(), &listing(&root)),
+        new_files(&Listing::new(), &listing(&root)),
         [
             "644 filters/nbdkit-libpause-filter.so",
             "644 usr/local/share/man/man1/nbdkit-libpause-filter.1",
@@ -272,24 +286,32 @@ fn without_the_helper_the_filter_and_its_page_are_installed() {
     );
 }
 
-/// It fails, says this, and touches nothing.
-fn refuses(command: Command, root: &Path, said: &[&str]) {
-    let before = listing(root);
-    let refusal = run(command);
-    assert_eq!(refusal.status.code(), Some(1), "{refusal:#?}");
-    for what in said {
-        assert!(refusal.stderr.contains(what), "not {what:?}: {refusal:#?}");
-    }
-    assert_eq!(listing(root), before);
+#[test]
+fn what_is_no_build_is_refused_with_the_command_that_makes_one() {
+    let Some(dir) = place() else { return };
+    let nothing = dir.path().join("nothing");
+    let missing = nothing.join("release/libpause.so").display().to_string();
+    script("install")
+        .with("DESTDIR", dir.path())
+        .with("CARGO_TARGET_DIR", nothing)
+        .refused(dir.path(), &[&missing, "cargo build --release"]);
+
+    let path = dir.path().join("libpause.so");
+    fs::write(&path, "not a library").unwrap();
+    let said = [&path.display().to_string(), "nbdkit does not load"];
+    let command = script("install").with("DESTDIR", dir.path()).with("PAUSE_FILTER", path);
+    command.refused(dir.path(), &said);
 }
 
 #[test]
-fn a_missing_build_is_told_with_the_command_that_makes_it() {
+fn a_setting_that_makes_no_sense_is_refused_by_name() {
     let Some(dir) = place() else { return };
-    let nothing = dir.path().join("nothing");
-    let settings = [("DESTDIR", dir.path()), ("CARGO_TARGET_DIR", nothing.as_path())];
-    let missing = nothing.join("release/libpause.so").display().to_string();
-    refuses(script("install", &settings), dir.path(), &[&missing, "cargo build --release"]);
+    for (setting, value) in [("DESTIDR", "/x"), ("PREFIX", "usr"), ("FILTERDIR", "./filters")] {
+        for script in [install(), uninstall()] {
+            let script = script.with("DESTDIR", dir.path()).with(setting, value);
+            script.refused(dir.path(), &[&format!("{setting}={value}")]);
+        }
+    }
 }
 
 #[test]
@@ -298,26 +320,20 @@ fn a_filter_for_another_nbdkit_is_refused() {
     let (version, other) = (installed_nbdkit(), "9.99.9");
     // Versions are strings in C.
     let mut content = fs::read(filter::ours()).unwrap();
-    let wanted = format!("\0{version}\0").into_bytes();
-    let places: Vec<usize> = content
-        .windows(wanted.len() - 1)
-        .enumerate()
-        .filter(|(_, bytes)| *bytes == &wanted[1..])
-        .map(|(place, _)| place)
-        .collect();
+    let wanted = format!("{version}\0").into_bytes();
+    let is_it = |place: &usize| content[*place..].starts_with(&wanted);
+    let places: Vec<usize> = (0..content.len()).filter(is_it).collect();
     assert_eq!(places.len(), 1, "{version} is not in the filter once");
     let other = format!("{other:.*}", version.len());
     content[places[0]..places[0] + other.len()].copy_from_slice(other.as_bytes());
     let path = dir.path().join("other.so");
     fs::write(&path, content).unwrap();
 
-    let settings = [("DESTDIR", dir.path()), ("PAUSE_FILTER", &path)];
+    let command = || script("install").with("DESTDIR", dir.path()).with("PAUSE_FILTER", &path);
     let said = [&path.display().to_string(), &other, &version, "cargo build --release"];
-    refuses(script("install", &settings), dir.path(), &said);
+    command().refused(dir.path(), &said);
     // It is right for a package of that version, and then only for that.
-    let other = Path::new(&other);
-    let settings = [settings[0], settings[1], ("NBDKIT_VERSION", other)];
-    run(script("install", &settings)).succeeded();
+    command().with("NBDKIT_VERSION", other).succeeds();
 }
 
 #[test]
@@ -328,8 +344,8 @@ fn a_file_that_belongs_to_a_package_is_left_to_it() {
         return;
     }
     let (prefix, filters) = (dir.path().join("usr"), dir.path().join("filters"));
-    let settings = [("PREFIX", prefix.as_path()), ("FILTERDIR", &filters)];
-    run(install(&settings)).succeeded();
+    let there = |script: Script| script.with("PREFIX", &prefix).with("FILTERDIR", &filters);
+    there(install()).succeeds();
 
     // What dpkg(1) knows then.
     let known = folder();
@@ -341,52 +357,14 @@ fn a_file_that_belongs_to_a_package_is_left_to_it() {
     let filter = filters.join("nbdkit-libpause-filter.so").display().to_string();
     fs::write(info.join("other.list"), format!("{filter}\n")).unwrap();
 
-    for mut command in [install(&settings), uninstall(&settings)] {
-        command.env("DPKG_ADMINDIR", known.path());
-        refuses(command, dir.path(), &[&filter, "the package other", "remove the package"]);
+    let said = [&filter, "the package other", "remove the package"];
+    for script in [install(), uninstall()] {
+        there(script).env("DPKG_ADMINDIR", known.path()).refused(dir.path(), &said);
     }
     // It is not this system's where it goes into a package itself.
-    let mut command =
-        install(&[settings.as_slice(), &[("DESTDIR", &known.path().join("new"))]].concat());
-    command.env("DPKG_ADMINDIR", known.path());
-    run(command).succeeded();
-    run(uninstall(&settings)).succeeded();
-}
-
-#[test]
-fn a_file_that_is_no_filter_is_refused() {
-    let Some(dir) = place() else { return };
-    let path = dir.path().join("libpause.so");
-    fs::write(&path, "not a library").unwrap();
-    let settings = [("DESTDIR", dir.path()), ("PAUSE_FILTER", &path)];
-    let said = [&path.display().to_string(), "nbdkit does not load"];
-    refuses(script("install", &settings), dir.path(), &said);
-}
-
-#[test]
-fn a_setting_that_makes_no_sense_is_refused_by_name() {
-    let Some(dir) = place() else { return };
-    for (setting, value) in [("DESTIDR", "/x"), ("PREFIX", "usr"), ("FILTERDIR", "./filters")] {
-        let settings = [("DESTDIR", dir.path()), (setting, Path::new(value))];
-        for command in [install(&settings), uninstall(&settings)] {
-            refuses(command, dir.path(), &[&format!("{setting}={value}")]);
-        }
-    }
-}
-
-/// Without root's right to write everywhere, if this is root.
-fn with_rights_of_a_user(mut command: Command) -> Command {
-    const CAP_DAC_OVERRIDE: libc::c_ulong = 1;
-    // SAFETY: prctl(2) is a plain system call, which may be made between fork
-    // and exec.
-    unsafe {
-        command.pre_exec(|| {
-            // A user has no such right, and can't drop it either.
-            libc::prctl(libc::PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0);
-            Ok(())
-        });
-    }
-    command
+    let into_a_package = there(install()).with("DESTDIR", known.path().join("new"));
+    into_a_package.env("DPKG_ADMINDIR", known.path()).succeeds();
+    there(uninstall()).succeeds();
 }
 
 #[test]
@@ -395,71 +373,54 @@ fn a_folder_that_can_not_be_written_is_told_before_anything_is_touched() {
     let root = dir.path();
     tree(root);
     let bin = root.join("usr/local/bin");
-    let writable = |yes: bool| {
-        let mode = fs::Permissions::from_mode(if yes { 0o755 } else { 0o555 });
-        fs::set_permissions(&bin, mode).unwrap();
-    };
     let named = bin.display().to_string();
-    let settings = [("DESTDIR", root)];
-    writable(false);
-    refuses(with_rights_of_a_user(install(&settings)), root, &[&named, "DESTDIR"]);
-    writable(true);
-    run(install(&settings)).succeeded();
-    writable(false);
-    refuses(with_rights_of_a_user(uninstall(&settings)), root, &[&named]);
-    refuses(with_rights_of_a_user(install(&settings)), root, &[&named]);
-    writable(true);
-    run(with_rights_of_a_user(uninstall(&settings))).succeeded();
+    let by_a_user = |script: Script| script.with("DESTDIR", root).with_rights_of_a_user();
+    set_mode(&bin, 0o555);
+    by_a_user(install()).refused(root, &[&named, "DESTDIR"]);
+    set_mode(&bin, 0o755);
+    install().with("DESTDIR", root).succeeds();
+    set_mode(&bin, 0o555);
+    by_a_user(uninstall()).refused(root, &[&named]);
+    by_a_user(install()).refused(root, &[&named]);
+    set_mode(&bin, 0o755);
+    by_a_user(uninstall()).succeeds();
 }
 
 #[test]
 fn a_server_that_runs_is_not_disturbed_by_an_install_over_its_filter() {
     let Some(dir) = place() else { return };
     let filters = dir.path().join("filters");
-    let settings =
-        [("FILTERDIR", filters.as_path()), ("PREFIX", dir.path()), ("DESTDIR", Path::new(""))];
-    run(install(&settings)).succeeded();
+    let there = || install().with("FILTERDIR", &filters).with("PREFIX", dir.path());
+    there().with("DESTDIR", "").succeeds();
     let installed = filters.join("nbdkit-libpause-filter.so");
-    let server = Setup::in_memory().filter(installed.clone()).start();
-    let mut client = Client::connect(&server);
-    let mut controller = server.controller();
-    controller.pause();
-    let held = client.send(Request::Write(0, 7));
-    client.all_read_by_server();
+    let mut stage = Stage::on(Setup::in_memory().filter(installed.clone()));
+    stage.play("A:p=P held");
 
-    let new = ours_and_a_byte(dir.path());
-    let settings = [&settings[..], &[("PAUSE_FILTER", &new)]].concat();
-    run(install(&settings)).succeeded();
+    let new = and_a_byte(filter::ours(), dir.path());
+    there().with("DESTDIR", "").with("PAUSE_FILTER", &new).succeeds();
     assert_eq!(fs::read(&installed).unwrap(), fs::read(&new).unwrap());
 
     // What it has mapped is the old file still.
-    let maps = fs::read_to_string(format!("/proc/{}/maps", server.pid())).unwrap();
+    let maps = fs::read_to_string(format!("/proc/{}/maps", stage.server.pid())).unwrap();
     let name = installed.display().to_string();
     let mapped: Vec<&str> = maps.lines().filter(|line| line.contains(&name)).collect();
     assert!(!mapped.is_empty(), "{maps}");
     assert!(mapped.iter().all(|line| line.ends_with("(deleted)")), "{mapped:#?}");
-    client.expect_held(&[held], A_WHILE);
-    controller.resume();
-    client.reply(held).unwrap();
-    assert_eq!(client.ask(Request::Read(0)), [7; 512]);
-    controller.pause();
-    controller.resume();
-    drop(client);
-    server.stop();
-
-    let server = Setup::in_memory().filter(installed).start();
-    server.controller().pause();
-    server.stop();
+    stage.play("still A:r=R flow");
+    assert_eq!(stage.client().ask(READ), [0xaa; 512]);
+    stage.play("A:pr=PR");
+    stage.end();
+    play(Setup::in_memory().filter(installed), "A:p=P");
 }
 
 #[test]
 fn a_filter_that_is_replaced_is_there_and_whole_at_every_moment() {
     let Some(dir) = place() else { return };
-    let new = ours_and_a_byte(dir.path());
+    let new = and_a_byte(filter::ours(), dir.path());
     let contents = [filter::ours(), &new].map(|path| fs::read(path).unwrap());
     let root = dir.path().join("root");
-    let settings = [("DESTDIR", root.as_path()), ("FILTERDIR", Path::new("/filters"))];
-    run(install(&settings)).succeeded();
+    let there = || install().with("DESTDIR", &root).with("FILTERDIR", "/filters");
+    there().succeeds();
     let installed = root.join("filters/nbdkit-libpause-filter.so");
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -474,7 +435,7 @@ fn a_filter_that_is_replaced_is_there_and_whole_at_every_moment() {
         });
         for round in 0..6 {
             let path = if round % 2 == 0 { &new } else { filter::ours() };
-            run(install(&[&settings[..], &[("PAUSE_FILTER", path)]].concat())).succeeded();
+            there().with("PAUSE_FILTER", path).succeeds();
         }
         done.store(true, Ordering::Relaxed);
         assert!(looks.join().unwrap() > 100);
@@ -489,21 +450,18 @@ const NAME: &str = "nbdkit-libpause";
 
 /// A Debian package of this filter, made in this folder.
 fn package(release: &Release, filter: &Path, revision: u32, into: &Path) -> PathBuf {
-    run(deb(release, filter, revision, into)).succeeded();
+    deb(release, filter, revision, into).succeeds();
     let mut packages = fs::read_dir(into).unwrap().map(|entry| entry.unwrap().path());
     packages.find(|path| path.extension() == Some("deb".as_ref())).expect("a package")
 }
 
-fn deb(release: &Release, filter: &Path, revision: u32, into: &Path) -> Command {
-    let revision = revision.to_string();
-    let settings = [
-        ("CARGO_TARGET_DIR", into),
-        ("NBDKIT_VERSION", Path::new(&release.nbdkit)),
-        ("PAUSE_FILTER", filter),
-        ("PAUSE_HELPER", filter::helper()),
-        ("DEB_REVISION", Path::new(&revision)),
-    ];
-    script("deb", &settings)
+fn deb(release: &Release, filter: &Path, revision: u32, into: &Path) -> Script {
+    script("deb")
+        .with("CARGO_TARGET_DIR", into)
+        .with("NBDKIT_VERSION", &release.nbdkit)
+        .with("PAUSE_FILTER", filter)
+        .with("PAUSE_HELPER", filter::helper())
+        .with("DEB_REVISION", revision.to_string())
 }
 
 /// The package of what was built here, revision 1: made once for all tests.
@@ -519,7 +477,7 @@ fn first_package(release: &Release) -> PathBuf {
 }
 
 /// What a system has, but for what dpkg and servers keep in it.
-fn content(system: &System) -> BTreeMap<PathBuf, String> {
+fn content(system: &System) -> Listing {
     let mut all = listing(&system.path(""));
     all.retain(|path, _| !path.starts_with("var/lib/dpkg") && !path.starts_with("srv"));
     all
@@ -579,16 +537,16 @@ fn a_package_comes_and_goes(name: &'static str) {
     assert_eq!(
         new_files(&before, &installed),
         [
-            "755 usr/bin/nbdkit-pause".to_owned(),
-            format!("644 {multiarch}/nbdkit-libpause-filter.so"),
-            "644 usr/share/bash-completion/completions/nbdkit-pause".to_owned(),
-            "644 usr/share/doc/nbdkit-libpause/changelog.Debian.gz".to_owned(),
-            "644 usr/share/doc/nbdkit-libpause/changelog.gz".to_owned(),
-            "644 usr/share/doc/nbdkit-libpause/copyright".to_owned(),
-            "644 usr/share/fish/vendor_completions.d/nbdkit-pause.fish".to_owned(),
-            "644 usr/share/man/man1/nbdkit-libpause-filter.1.gz".to_owned(),
-            "644 usr/share/man/man1/nbdkit-pause.1.gz".to_owned(),
-            "644 usr/share/zsh/vendor-completions/_nbdkit-pause".to_owned(),
+            "755 usr/bin/nbdkit-pause",
+            &format!("644 {multiarch}/nbdkit-libpause-filter.so"),
+            "644 usr/share/bash-completion/completions/nbdkit-pause",
+            "644 usr/share/doc/nbdkit-libpause/changelog.Debian.gz",
+            "644 usr/share/doc/nbdkit-libpause/changelog.gz",
+            "644 usr/share/doc/nbdkit-libpause/copyright",
+            "644 usr/share/fish/vendor_completions.d/nbdkit-pause.fish",
+            "644 usr/share/man/man1/nbdkit-libpause-filter.1.gz",
+            "644 usr/share/man/man1/nbdkit-pause.1.gz",
+            "644 usr/share/zsh/vendor-completions/_nbdkit-pause",
         ]
     );
 
@@ -612,8 +570,7 @@ fn a_package_comes_and_goes(name: &'static str) {
 
     // Upgrade, with a server that runs.
     let dir = folder();
-    let newer = dir.path().join("newer.so");
-    fs::write(&newer, [fs::read(release.filter()).unwrap(), vec![0]].concat()).unwrap();
+    let newer = and_a_byte(&release.filter(), dir.path());
     system.install(&package(&release, &newer, 2, dir.path())).succeeded();
     assert_eq!(system.state_of(NAME), format!("installed {}", version(2)));
     assert_eq!(fs::read(&stock).unwrap(), stock_is);
@@ -644,13 +601,8 @@ fn a_package_comes_and_goes(name: &'static str) {
 }
 
 #[test]
-fn a_package_is_installed_used_upgraded_and_removed_on_bookworm() {
-    a_package_comes_and_goes("bookworm");
-}
-
-#[test]
-fn a_package_is_installed_used_upgraded_and_removed_on_trixie() {
-    a_package_comes_and_goes("trixie");
+fn a_package_is_installed_used_upgraded_and_removed() {
+    ["bookworm", "trixie"].into_iter().for_each(a_package_comes_and_goes);
 }
 
 #[test]
@@ -722,10 +674,11 @@ fn a_package_has_the_same_bytes_each_time_and_root_owns_all_of_it() {
     // Times of files have parts of a second; those in packages don't.
     thread::sleep(Duration::from_millis(1100));
     let dir = folder();
-    let mut command = deb(&release, &release.filter(), 1, dir.path());
-    command.env("TZ", "Asia/Tokyo").env("LC_ALL", "C").current_dir("/");
-    if crate::common::server::is_root() {
-        command.gid(65534);
+    let again = deb(&release, &release.filter(), 1, dir.path());
+    let mut command = again.env("TZ", "Asia/Tokyo").env("LC_ALL", "C").0;
+    command.current_dir("/");
+    if is_root() {
+        command.gid(NOBODY);
     }
     // SAFETY: umask(2) is a plain system call, which may be made between fork
     // and exec.
@@ -750,20 +703,11 @@ fn what_the_script_installs_is_found_by_its_short_name() {
     let system = System::with_nbdkit(&release);
     let before = content(&system);
     let (root, filters) = (system.path(""), system.filters());
-    let settings = [("DESTDIR", root.as_path()), ("FILTERDIR", &filters)];
-    let command = script(
-        "install",
-        &[
-            &settings[..],
-            &[
-                ("NBDKIT_VERSION", Path::new(&release.nbdkit)),
-                ("PAUSE_FILTER", &release.filter()),
-                ("PAUSE_HELPER", filter::helper()),
-            ],
-        ]
-        .concat(),
-    );
-    run(command).succeeded();
+    let there = |script: Script| script.with("DESTDIR", &root).with("FILTERDIR", &filters);
+    there(install())
+        .with("NBDKIT_VERSION", &release.nbdkit)
+        .with("PAUSE_FILTER", release.filter())
+        .succeeds();
     let server = system.serve("libpause");
     assert!(!server.mapped("nbdkit-libpause-filter.so").is_empty());
     pauses_a_copy(&server);
@@ -772,7 +716,7 @@ fn what_the_script_installs_is_found_by_its_short_name() {
     assert!(own.mapped("libpause").is_empty());
     pauses_a_copy(&own);
     drop(own);
-    run(uninstall(&settings)).succeeded();
+    there(uninstall()).succeeds();
     assert_eq!(content(&system), before);
 }
 
