@@ -21,7 +21,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 // The words that most tests use.
-pub use alone::alone;
+pub use alone::{alone, together};
 pub use clients::is_zero;
 pub use control::Controller;
 pub use nbd::{Client, ONE_OF_EACH, READ, Request, Ticket, WRITE};

@@ -83,13 +83,9 @@ fn has_exactly(mode: u32, umask: u32) {
 
 #[test]
 fn a_socket_that_was_put_back_has_exactly_pause_mode_whatever_the_umask_and_never_more() {
-    thread::scope(|scope| {
-        for umask in [0, 0o022, 0o077, 0o377] {
-            for mode in [0o600, 0o660, 0o777, 0] {
-                scope.spawn(move || has_exactly(mode, umask));
-            }
-        }
-    });
+    let modes = [0o600, 0o660, 0o777, 0];
+    let all = [0, 0o022, 0o077, 0o377].map(|umask| modes.map(|mode| (mode, umask)));
+    together(all.concat(), |(mode, umask)| has_exactly(mode, umask));
 }
 
 /// As strace shows it: the permissions are there before the name is, and the
@@ -303,11 +299,7 @@ fn whatever_takes_its_place_is_told_once_and_untouched() {
         // To the socket itself, which has that name then.
         ("a symbolic link", |path| symlink("other", path).unwrap()),
     ];
-    thread::scope(|scope| {
-        for (name, make) in occupants {
-            scope.spawn(move || is_told_and_untouched(name, make));
-        }
-    });
+    together(occupants, |(name, make)| is_told_and_untouched(name, make));
 }
 
 #[test]
@@ -378,11 +370,7 @@ fn after_a_change_of_user_a_removed_socket_that_cannot_be_put_back_is_told_once(
         stage.end();
     };
     // Nobody may not even look into the last one.
-    thread::scope(|scope| {
-        for mode in [0o755, 0o711, 0o700] {
-            scope.spawn(move || is_told(mode));
-        }
-    });
+    together([0o755, 0o711, 0o700], is_told);
 }
 
 #[test]
@@ -443,11 +431,7 @@ fn whatever_step_runs_out_of_descriptors_nothing_is_left_in_the_way() {
         stage.play("back A:p=P");
         stage.end();
     };
-    thread::scope(|scope| {
-        for spare in 0..3 {
-            scope.spawn(move || with_spare(spare));
-        }
-    });
+    together(0..3, with_spare);
 }
 
 /// To remove what is there would cut off the server whose socket it is.

@@ -323,11 +323,8 @@ fn a_dialogue_that_does_not_happen_is_noticed() {
         "errors:1",
         "lines:1",
     ];
-    thread::scope(|scope| {
-        let played =
-            lines.map(|line| (line, scope.spawn(move || play(Setup::obedient().holds(), line))));
-        for (line, played) in played {
-            assert!(played.join().is_err(), "{line}");
-        }
+    together(lines, |line| {
+        let played = thread::spawn(move || play(Setup::obedient().holds(), line)).join();
+        assert!(played.is_err(), "{line}");
     });
 }

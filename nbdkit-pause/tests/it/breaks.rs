@@ -66,7 +66,7 @@ fn a_server_that_ends_in_the_middle_makes_the_snapshot_unusable() {
 
 #[test]
 fn a_server_that_does_not_answer_at_the_end_is_named_with_what_to_type() {
-    at_once(KINDS, |kind| {
+    together(KINDS, |kind| {
         let [good, stuck] = start_all([kind; 2]);
         let run = start_run(&[&good, &stuck]);
         stop(stuck.pid());

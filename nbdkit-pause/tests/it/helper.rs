@@ -196,16 +196,6 @@ pub fn start_all<const N: usize>(kinds: [Kind; N]) -> [Server; N] {
     kinds.map(Kind::start)
 }
 
-/// What takes long, with servers of each kind side by side.
-pub fn at_once(kinds: [Kind; 3], test: impl Fn(Kind) + Sync) {
-    thread::scope(|scope| {
-        for kind in kinds {
-            let test = &test;
-            scope.spawn(move || test(kind));
-        }
-    });
-}
-
 /// What is in a file of the server's folder.
 pub fn read(server: &Server, name: &str) -> Vec<u8> {
     fs::read(server.path(name)).expect("a file")

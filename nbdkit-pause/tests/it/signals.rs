@@ -38,7 +38,7 @@ fn a_command_that_cleans_up_is_covered_by_the_pause_to_its_end() {
 
 #[test]
 fn a_command_that_does_not_end_does_not_keep_the_servers_paused() {
-    at_once(KINDS, |kind| {
+    together(KINDS, |kind| {
         let server = kind.start();
         let mut run = start_script(&[&server], &format!("trap '' TERM; {UNTIL_TOLD}"));
         run.signal(SIGTERM);
