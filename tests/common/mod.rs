@@ -16,6 +16,7 @@ pub mod nbdkit;
 pub mod process;
 pub mod random;
 pub mod server;
+pub mod setup;
 
 use std::thread;
 use std::time::{Duration, Instant};
