@@ -62,7 +62,7 @@ use common::clients::{PYTHON, Writer, fio};
 use common::debian::{BuildFolder, Release, Served, System, installed_nbdkit};
 use common::files::{bound_socket, exchange, lock, look, make_fifo, set_mode, socket_mode};
 use common::filter::PACKAGE;
-use common::nbd::{Cache, Extents, Flush, Read, Trim, Write, Zero};
+use common::nbd::{Flush, Read, Trim, Write, Zero};
 use common::process::{descriptors, limit_descriptors, next_descriptor, resident_kib};
 use common::process::{go_on, is_alive, send_signal, stop, threads};
 use common::server::{Daemon, Ended, NOBODY, is_root};

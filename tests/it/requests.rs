@@ -5,90 +5,64 @@
 use super::*;
 
 /// The memory plugin offers all seven kinds itself: nbdkit emulates none.
-fn start() -> Server {
-    Setup::in_memory().logged().start()
-}
-
-/// How nbdkit-log-filter calls it.
-fn name(request: Request) -> &'static str {
-    match request {
-        Read(_) => " Read ",
-        Write(..) => " Write ",
-        Flush => " Flush ",
-        Trim(_) => " Trim ",
-        Zero(_) => " Zero ",
-        Extents(_) => " Extents ",
-        Cache(_) => " Cache ",
-    }
+fn logged() -> Stage {
+    Stage::on(Setup::in_memory().logged())
 }
 
 #[test]
 fn a_request_of_each_kind_is_held_until_resume() {
     for request in ONE_OF_EACH {
-        let server = start();
-        let mut client = Client::connect(&server);
-        let mut controller = server.controller();
-        controller.pause();
-        let held = client.held(request);
-        assert!(!server.logged().contains(name(request)), "{}", server.logged());
-        controller.resume();
-        client.goes_on(held);
-        assert!(server.logged().contains(name(request)), "{}", server.logged());
-        drop(client);
-        server.stop();
+        let mut stage = logged();
+        // As nbdkit-log-filter has it.
+        let name = format!("{request:?}");
+        let name = format!(" {} ", name.split('(').next().unwrap());
+        let held = stage.play("A:p=P").client().held(request);
+        assert!(!stage.server.logged().contains(&name), "{}", stage.server.logged());
+        stage.play("A:r=R").client().goes_on(held);
+        assert!(stage.server.logged().contains(&name), "{}", stage.server.logged());
+        stage.end();
     }
 }
 
 #[test]
 fn all_kinds_held_together_complete_after_resume() {
-    let server = start();
-    let mut client = Client::connect(&server);
-    let mut controller = server.controller();
+    let mut stage = logged();
     for _ in 0..20 {
-        controller.pause();
-        let before = server.logged_bytes();
-        let tickets = ONE_OF_EACH.map(|request| client.send(request));
-        client.expect_held(&tickets, Duration::from_millis(30));
-        assert_eq!(server.logged_bytes(), before);
-        controller.resume();
-        for ticket in tickets {
-            client.goes_on(ticket);
-        }
+        stage.play("A:p=P");
+        let before = stage.server.logged_bytes();
+        let held = ONE_OF_EACH.map(|request| stage.client().send(request));
+        stage.client().expect_held(&held, Duration::from_millis(30));
+        assert_eq!(stage.server.logged_bytes(), before);
+        stage.play("A:r=R");
+        held.iter().for_each(|&ticket| _ = stage.client().goes_on(ticket));
     }
-    assert_eq!(client.ask(Read(512)), [0xaa; 512]);
+    assert_eq!(stage.client().ask(Read(512)), [0xaa; 512]);
 }
 
 #[test]
 fn a_request_that_fails_below_us_fails_as_it_would_without_us() {
     let setup = Setup::in_memory().below("error", &["error=ENOSPC", "error-pwrite-rate=100%"]);
-    let server = setup.start();
-    let mut client = Client::connect(&server);
-    let write = client.send(WRITE);
-    assert_eq!(client.reply(write), Err(libc::ENOSPC));
-    let mut controller = server.controller();
-    controller.pause();
-    let write = client.held(WRITE);
-    controller.resume();
-    assert_eq!(client.reply(write), Err(libc::ENOSPC));
-    client.ask(READ);
+    let mut stage = Stage::on(setup);
+    let write = stage.client().send(WRITE);
+    assert_eq!(stage.client().reply(write), Err(libc::ENOSPC));
+    let write = stage.play("A:p=P").client().held(WRITE);
+    assert_eq!(stage.play("A:r=R").client().reply(write), Err(libc::ENOSPC));
+    stage.play("read");
 }
 
 #[test]
 fn a_client_connects_and_negotiates_during_a_pause() {
-    let server = start();
-    let mut controller = server.controller();
-    controller.pause();
-    let client = Client::connect(&server);
+    let mut stage = logged();
+    stage.play("A:p=P");
+    let client = Client::connect(&stage.server);
     assert_eq!(client.size(), 1 << 20);
     client.leave();
     // Another implementation of NBD.
-    let info = clients::program("qemu-nbd", &["--list", "-k", server.socket().to_str().unwrap()]);
+    let socket = stage.server.socket();
+    let info = clients::program("qemu-nbd", &["--list", "-k", socket.to_str().unwrap()]);
     assert!(info.stdout.contains("1048576"), "{info:#?}");
     // It comes while paused, asks while paused, and is served afterwards.
-    let mut client = Client::connect(&server);
-    let held = client.held(READ);
-    controller.resume();
-    client.goes_on(held);
+    stage.play("goes held A:r=R flow");
 }
 
 #[test]
@@ -124,16 +98,11 @@ fn a_request_that_comes_during_a_drain_is_held() {
 
 #[test]
 fn what_was_written_before_during_and_after_a_pause_is_there() {
-    let server = Setup::with_disk(1).start();
-    let mut client = Client::connect(&server);
-    let mut controller = server.controller();
-    client.ask(Write(0, 1));
-    controller.pause();
-    let held = client.held(Write(512, 2));
-    controller.resume();
-    client.goes_on(held);
-    client.ask(Write(1024, 3));
-    client.leave();
-    let disk = server.stop().disk();
+    let mut stage = Stage::on(Setup::with_disk(1));
+    stage.client().ask(Write(0, 1));
+    let held = stage.play("A:p=P").client().held(Write(512, 2));
+    stage.play("A:r=R").client().goes_on(held);
+    stage.client().ask(Write(1024, 3));
+    let disk = stage.end().disk();
     assert!(disk[..1536] == [[1; 512], [2; 512], [3; 512]].concat());
 }
