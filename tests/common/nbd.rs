@@ -239,9 +239,11 @@ impl Client {
         self.reply_within(ticket, GENEROUS).unwrap_or_else(|| panic!("request {ticket:?} hangs"))
     }
 
-    /// Sends a request that is held: no reply comes for a while.
+    /// Sends a request that is held: the server has read it, and no reply comes for a
+    /// while.
     pub fn held(&mut self, request: Request) -> Ticket {
         let ticket = self.send(request);
+        self.all_read_by_server();
         self.expect_held(&[ticket], A_WHILE);
         ticket
     }
@@ -317,7 +319,8 @@ impl Client {
         assert_eq!(self.ask(READ), [0xaa; SIZE]);
     }
 
-    /// Waits until the server has read all that was sent. Unix sockets only.
+    /// Waits until the server has read all that was sent; over TCP, until it has come
+    /// to its kernel.
     pub fn all_read_by_server(&mut self) {
         eventually("the server reads the requests", GENEROUS, || {
             self.work(Duration::ZERO);

@@ -131,7 +131,11 @@ impl Stage {
                 let ticket = self.client().send(WRITE);
                 self.held.push(ticket);
             }
-            "held" => _ = self.play("sends still"),
+            "held" => {
+                self.act("sends");
+                self.client().all_read_by_server();
+                self.act("still");
+            }
             "still" => {
                 let held = self.held.clone();
                 self.client().expect_held(&held, A_WHILE);

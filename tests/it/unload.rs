@@ -191,7 +191,11 @@ fn valgrind_finds_nothing_that_the_server_does_not_have_without_us() {
     // Some vanish, some stay. A client dies while its write is held.
     controllers.truncate(5);
     with.controller().pause();
-    Client::connect(&with).held(WRITE);
+    let mut dying = Client::connect(&with);
+    let held = dying.held(WRITE);
+    // Under valgrind it takes its time from the socket to the filter.
+    dying.expect_held(&[held], A_WHILE * 3);
+    drop(dying);
     eventually("all have left", GENEROUS, || with.threads() == 2);
     with.terminate();
     let (with, report) = memcheck(with);
