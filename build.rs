@@ -43,6 +43,11 @@ fn main() {
             header.display()
         ));
     }
+    // Came with nbdkit 1.28.
+    println!("cargo::rustc-check-cfg=cfg(has_cleanup)");
+    if bindings.contains("pub cleanup:") {
+        println!("cargo::rustc-cfg=has_cleanup");
+    }
     let out = out.join("nbdkit_sys.rs");
     if let Err(e) = fs::write(&out, bindings) {
         stop(&format!("cannot write {}: {e}", out.display()));
@@ -139,7 +144,7 @@ fn make_bindings(headers: &Path) -> Result<String, String> {
         .clang_arg(format!("-I{}", headers.display()))
         .allowlist_type("nbdkit_filter")
         .allowlist_function("nbdkit_(absolute_path|debug|error|nanosleep|parse_bool|stdio_safe)")
-        .allowlist_var("NBDKIT_(FILTER_API_VERSION|VERSION_STRING|FLAG_FUA|THREAD_MODEL_PARALLEL)")
+        .allowlist_var("NBDKIT_(FILTER_API_VERSION|VERSION_STRING|FLAG_FUA|THREAD_MODEL_PARALLEL|THREAD_MODEL_SERIALIZE_REQUESTS)")
         .generate_comments(false)
         .layout_tests(false)
         .rust_target(bindgen::RustTarget::stable(85, 0).map_err(|e| e.to_string())?)

@@ -32,6 +32,7 @@ pub struct Config {
 }
 
 /// Why a parameter was not accepted.
+#[derive(Debug)]
 pub enum ConfigError {
     /// `pause-control` is needed.
     ControlMissing,
@@ -48,7 +49,7 @@ pub enum ConfigError {
     /// Not a DURATION.
     Timeout(String),
     /// `pause-flush` and a thread model that doesn't allow it.
-    FlushNotParallel,
+    FlushSerialized,
 }
 
 impl Default for Config {
@@ -80,13 +81,17 @@ impl Config {
     /// for all layers.
     ///
     /// A pause flushes from a thread of ours, while other connections may be
-    /// opened and closed. Only a parallel plugin is ready for that: every other
-    /// model promises it one call at a time, for the whole plugin, for a
-    /// connection, or all calls from one thread (nbdkit-plugin(3), "THREADS").
+    /// opened and closed. A parallel plugin is ready for that. So is one with
+    /// serialize_requests, which promises it one call at a time on a connection: that
+    /// is flushed when no request is inside and its negotiation is over, as it is once
+    /// it has written. The stricter models promise one call at a time for the whole
+    /// plugin, or all calls from one thread (nbdkit-plugin(3), "THREADS").
     pub fn check_thread_model(&self, thread_model: c_int) -> Result<(), ConfigError> {
-        let parallel = nbdkit::sys::NBDKIT_THREAD_MODEL_PARALLEL;
-        match self.flush && u32::try_from(thread_model) != Ok(parallel) {
-            true => Err(ConfigError::FlushNotParallel),
+        let serialize_requests = nbdkit::sys::NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS;
+        let may_flush =
+            is_parallel(thread_model) || u32::try_from(thread_model) == Ok(serialize_requests);
+        match self.flush && !may_flush {
+            true => Err(ConfigError::FlushSerialized),
             false => Ok(()),
         }
     }
@@ -110,6 +115,11 @@ impl Config {
     pub fn mode(&self) -> u32 {
         self.mode
     }
+}
+
+/// Whether nbdkit may make several calls on one connection at once.
+pub fn is_parallel(thread_model: c_int) -> bool {
+    u32::try_from(thread_model) == Ok(nbdkit::sys::NBDKIT_THREAD_MODEL_PARALLEL)
 }
 
 fn control_path(value: &CStr) -> Result<PathBuf, ConfigError> {
@@ -152,6 +162,8 @@ fn parse_timeout(value: &CStr) -> Result<Option<Duration>, ConfigError> {
     Ok(Some(limit).filter(|limit| !limit.is_zero()))
 }
 
+impl std::error::Error for ConfigError {}
+
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -185,11 +197,12 @@ impl fmt::Display for ConfigError {
                 "pause-timeout={value}: not a duration: give seconds, such as 30 or 1.5, \
                  or milliseconds, such as 500ms; 0 is none"
             ),
-            ConfigError::FlushNotParallel => write!(
+            ConfigError::FlushSerialized => write!(
                 f,
-                "pause-flush=true: the thread model of this server is not parallel, so that a \
-                 flush by the filter could disturb the plugin: leave pause-flush out, or use a \
-                 plugin and filters that allow parallel requests"
+                "pause-flush=true: the thread model of this server serializes the requests of all \
+                 connections, so that a flush by the filter could disturb the plugin: leave \
+                 pause-flush out, or use a plugin and filters with the thread model parallel or \
+                 serialize_requests"
             ),
         }
     }

@@ -1,6 +1,5 @@
-//! A client's connection as the filter sees it: how its requests are admitted,
-//! and whether a crash could still lose writes of it. What a request does below
-//! us is the caller's affair.
+//! An NBD client's connection: how its requests are admitted, whether a crash could
+//! still lose writes of it, and how it ends. `filter` knows what a request does below.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -10,18 +9,19 @@ use log::{error, info};
 use parking_lot::Mutex;
 
 use crate::dead_replies;
-use crate::gate::{Dropped, Gate, Pass, Slot, Worth, thread_slot};
+use crate::gate::{Changes, Dropped, Gate, Pass, Slot, Worth, thread_slot};
 use crate::nbdkit::{self, FlushFailed, Next};
 
 /// What nbdkit hands back to us as `handle` with each request of a client.
 pub struct Connection {
     gate: Arc<Gate>,
-    /// A request has changed the disk, and no flush has begun since it was
-    /// done: the change may be in a cache.
-    dirty: AtomicBool,
+    changes: Changes,
     /// The next layer, from `prepare` to `finalize`, if it is to be flushed.
     /// Locked while it is.
     next: Mutex<Option<Next>>,
+    /// Whether to flush also what was not changed by this connection: a former server
+    /// may have left its writes in a cache.
+    flush_fresh: AtomicBool,
     /// The client has left in some way, and what layers above us still ask for is
     /// on their own behalf.
     is_finalized: AtomicBool,
@@ -32,8 +32,9 @@ impl Connection {
     pub fn new(gate: Arc<Gate>) -> Self {
         Connection {
             gate,
-            dirty: AtomicBool::new(false),
+            changes: Changes::new(),
             next: Mutex::new(None),
+            flush_fresh: AtomicBool::new(false),
             is_finalized: AtomicBool::new(false),
         }
     }
@@ -42,33 +43,29 @@ impl Connection {
     /// be called before its pass ends.
     #[inline]
     pub fn changed(&self) {
-        // Relaxed: the end of the pass releases it to who has drained the gate.
-        // Most requests find it set and don't write to a line that all of the
-        // connection's threads read.
-        if !self.dirty.load(Ordering::Relaxed) {
-            self.dirty.store(true, Ordering::Relaxed);
-        }
+        self.changes.note(&self.gate);
     }
 
     /// Does `flush`, which is to flush the next layer, and takes note of what
     /// is stable now. A change that is done while it runs stays dirty.
-    #[inline]
     pub fn flush<R>(&self, flush: impl FnOnce() -> R, is_ok: impl FnOnce(&R) -> bool) -> R {
-        let dirty = self.dirty.swap(false, Ordering::AcqRel);
+        let taken = self.changes.take(&self.gate);
         let result = flush();
-        if dirty && !is_ok(&result) {
-            self.changed();
+        if !is_ok(&result) {
+            self.changes.give_back(taken);
         }
         result
     }
 
-    /// From now on pauses flush this connection. On nbdkit's thread, from
-    /// `prepare`; `next` stays good until `finalize`.
-    pub fn flushable(&self, next: Next) {
+    /// From now on pauses flush this connection; `fresh` if also before it has changed
+    /// anything, when it may still be negotiating. On nbdkit's thread, from `prepare`;
+    /// `next` stays good until `finalize`.
+    pub fn flushable(&self, next: Next, fresh: bool) {
+        self.flush_fresh.store(fresh, Ordering::Relaxed);
         *self.next.lock() = Some(next);
     }
 
-    /// What is still dirty becomes stable, or `lost` is called, before any
+    /// What was changed and not flushed becomes stable, or `lost` is called, before any
     /// pause can be in force that would not know. On nbdkit's thread, from
     /// `finalize`; the next layer is let go of.
     ///
@@ -79,7 +76,7 @@ impl Connection {
         // It may wait below, and has answered its last request.
         dead_replies::answered();
         let flushable = self.next.lock().is_some();
-        let clean = || !flushable || !self.dirty.load(Ordering::Acquire);
+        let clean = || !flushable || !self.changes.are_there();
         let pass = match clean() {
             true => None,
             false => {
@@ -95,7 +92,7 @@ impl Connection {
             }
         }
         // By our own flush or by a pause's; where it failed, that shows here.
-        if self.dirty.load(Ordering::Acquire) {
+        if self.changes.are_there() {
             lost();
         }
         drop(pass);
@@ -105,23 +102,48 @@ impl Connection {
     /// outer layer's has failed. False if writes are lost thereby. It waits for
     /// a flush that is in progress.
     pub fn abandon(&self) -> bool {
-        self.next.lock().take().is_none() || !self.dirty.load(Ordering::Acquire)
+        self.next.lock().take().is_none() || !self.changes.are_there()
+    }
+
+    /// The layers below are about to be closed, when they may write what they have
+    /// kept so far: where this connection has changed the disk since its last flush,
+    /// that waits for the end of a pause, and the next one waits for that. It is over
+    /// when the calling thread ends, or comes back to open another connection. On
+    /// nbdkit's thread, from `close`.
+    pub fn wait_to_close(&self) {
+        if !self.changes.are_there() {
+            return;
+        }
+        let slot = thread_slot::of_this_thread(&self.gate);
+        // Nobody sends this again: it may not be dropped.
+        let pass = match self.gate.enter(slot) {
+            Some(pass) => Ok(pass),
+            None => self.gate.wait(slot, Worth::All, || true),
+        };
+        if let Ok(pass) = pass {
+            thread_slot::keep(&self.gate, pass);
+        }
     }
 
     /// Whether `make_stable` would call the next layer. It waits for a flush
     /// that is in progress.
     pub fn needs_flush(&self) -> bool {
-        self.dirty.load(Ordering::Acquire) && self.next.lock().is_some()
+        self.wants_flush() && self.next.lock().is_some()
     }
 
-    /// Flushes the connection if it is dirty and not finalized. On a thread of
+    fn wants_flush(&self) -> bool {
+        match self.flush_fresh.load(Ordering::Relaxed) {
+            true => self.changes.want_flush(),
+            false => self.changes.are_there(),
+        }
+    }
+
+    /// Flushes the connection if it needs that and is not finalized. On a thread of
     /// ours, while the gate is drained.
     pub fn make_stable(&self) -> Result<(), FlushFailed> {
         let next = self.next.lock();
         match next.as_ref() {
-            Some(next) if self.dirty.load(Ordering::Acquire) => {
-                self.flush(|| next.flush(), Result::is_ok)
-            }
+            Some(next) if self.wants_flush() => self.flush(|| next.flush(), Result::is_ok),
             _ => Ok(()),
         }
     }

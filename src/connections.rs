@@ -33,10 +33,14 @@ impl Connections {
 
     /// The end of a connection; no request with this handle is in progress.
     pub fn close(&self, handle: *const Connection) {
-        let closed = self.open.lock().remove(&handle.addr());
-        if closed.is_some_and(|connection| !connection.abandon()) {
+        let closed = self.open.lock().get(&handle.addr()).cloned();
+        let Some(closed) = closed else { return };
+        // Before it is forgotten: no pause may find neither.
+        if !closed.abandon() {
             self.writes_are_lost();
         }
+        closed.wait_to_close();
+        self.open.lock().remove(&handle.addr());
     }
 
     /// Writes of a connection that has ended could not be made stable.

@@ -68,6 +68,11 @@ unsafe extern "C" fn after_fork(_backend: *mut nbdkit_backend) -> c_int {
     status(lifecycle::after_fork())
 }
 
+#[cfg(has_cleanup)]
+unsafe extern "C" fn cleanup(_backend: *mut nbdkit_backend) {
+    lifecycle::cleanup();
+}
+
 unsafe extern "C" fn open(
     next: nbdkit_next_open,
     context: *mut nbdkit_context,
@@ -96,7 +101,7 @@ unsafe extern "C" fn prepare(
 ) -> c_int {
     // SAFETY: `next` is good until `finalize`, which lets go of it, as does
     // `close`; it goes to another thread only where pauses flush, and then
-    // `get_ready` has seen a parallel model.
+    // `get_ready` has seen a thread model that allows that.
     let next = unsafe { Next::new(next) };
     // SAFETY: `handle` came from `open`; see `data_request`.
     status(lifecycle::prepare(unsafe { connection(handle) }, next))
@@ -244,6 +249,8 @@ static TABLE: Table = Table(UnsafeCell::new(nbdkit_filter {
     config_help: config::HELP.as_ptr(),
     get_ready: Some(get_ready),
     after_fork: Some(after_fork),
+    #[cfg(has_cleanup)]
+    cleanup: Some(cleanup),
     open: Some(open),
     close: Some(close),
     prepare: Some(prepare),

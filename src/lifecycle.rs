@@ -7,11 +7,11 @@ use std::sync::Arc;
 use log::{error, info};
 use parking_lot::Mutex;
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::connection::Connection;
 use crate::connections::Connections;
 use crate::control::{Control, Rules};
-use crate::gate::{Barrier, Gate};
+use crate::gate::{Barrier, Gate, thread_slot};
 use crate::logger;
 use crate::nbdkit::{self, Next};
 use crate::os::EventFd;
@@ -30,15 +30,19 @@ struct Instance {
     /// From `get_ready` to `after_fork`; then the control thread has it.
     socket: Option<ControlSocket>,
     serving: Option<Serving>,
+    /// nbdkit has chosen the parallel thread model.
+    is_parallel: bool,
 }
 
 /// What there is once the server serves. Dropped in this order.
 struct Serving {
-    _control: Control,
+    control: Control,
     gate: Arc<Gate>,
     connections: Arc<Connections>,
     /// Pauses flush.
     flush: bool,
+    /// Calls on one connection may be made in parallel.
+    is_parallel: bool,
 }
 
 /// The callback failed, and the log says why.
@@ -94,6 +98,7 @@ pub fn config_complete() -> Result<(), Failed> {
 pub fn get_ready(thread_model: c_int) -> Result<(), Failed> {
     with_instance(|instance| {
         instance.config.check_thread_model(thread_model).map_err(failed)?;
+        instance.is_parallel = config::is_parallel(thread_model);
         let path = instance.config.control().map_err(failed)?;
         let socket = ControlSocket::bind(path, instance.config.mode()).map_err(failed)?;
         instance.socket = Some(socket);
@@ -143,21 +148,21 @@ fn serve(instance: &mut Instance) -> Result<Serving, Failed> {
     let socket = instance.socket.take().ok_or_else(|| failed("there is no control socket"))?;
     let control = Control::start(socket, gate.clone(), event, rules)
         .map_err(|why| failed(format_args!("pause-control: {why}")))?;
-    Ok(Serving { _control: control, gate, connections, flush })
+    Ok(Serving { control, gate, connections, flush, is_parallel: instance.is_parallel })
 }
 
 /// A client has connected: the handle for its requests, valid until `close`.
 pub fn open() -> Result<*const Connection, Failed> {
+    thread_slot::leave();
     with_serving(|serving| serving.connections.open(serving.gate.clone()))
 }
 
 /// The connection's requests are about to begin; `next` is where they go.
 pub fn prepare(connection: &Connection, next: Next) -> Result<(), Failed> {
-    if with_serving(|serving| serving.flush)? {
-        // Asked now, since nbdkit remembers the answer and does not fail later.
-        if next.can_flush().map_err(|()| Failed)? {
-            connection.flushable(next);
-        }
+    let (flush, is_parallel) = with_serving(|serving| (serving.flush, serving.is_parallel))?;
+    // Asked now, since nbdkit remembers the answer and does not fail later.
+    if flush && next.can_flush().map_err(|()| Failed)? {
+        connection.flushable(next, is_parallel);
     }
     Ok(())
 }
@@ -176,6 +181,12 @@ pub fn close(handle: *const Connection) {
     if let Ok(connections) = with_serving(|serving| serving.connections.clone()) {
         connections.close(handle);
     }
+}
+
+/// All connections have ended, and so does the server: layers below may write as
+/// they hear of it. No pause is vouched for from here on.
+pub fn cleanup() {
+    let _ = with_serving(|serving| serving.control.server_ends());
 }
 
 fn with_instance<R>(act: impl FnOnce(&mut Instance) -> Result<R, Failed>) -> Result<R, Failed> {

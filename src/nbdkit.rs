@@ -131,8 +131,8 @@ pub fn parse_bool(value: &CStr) -> Option<bool> {
 
 /// The next layer of one connection, for calls from a thread of ours. It is
 /// good from the connection's `prepare` to its `finalize` (nbdkit-filter(3),
-/// "NEXT PLUGIN"), and may be used from any thread where the server's thread
-/// model is parallel.
+/// "NEXT PLUGIN"), and may be used from any thread, as far as the server's thread
+/// model allows.
 pub struct Next(*mut sys::nbdkit_next);
 
 // SAFETY: see the type: the pointer is not bound to a thread.
@@ -141,8 +141,9 @@ unsafe impl Send for Next {}
 impl Next {
     /// # Safety
     /// `next` came with `prepare`, and this `Next` is dropped before `finalize`
-    /// or `close` of the same connection returns. It goes to another thread
-    /// only where the thread model is parallel.
+    /// or `close` of the same connection returns. On another thread it is used only
+    /// while the thread model allows a call on this connection beside all others that
+    /// are in progress.
     pub unsafe fn new(next: *mut sys::nbdkit_next) -> Self {
         Next(next)
     }

@@ -16,11 +16,12 @@
 //! |---|---|---|
 //! | `r` | `R` | always |
 //! | `p` `+` | `P` `+` | the plugin was idle for a moment, and no `r` must have come before that |
-//! | `p` `+` | `X` | an `r` of another, a timeout, SIGTERM or a flush that failed can have come while it waited |
+//! | `p` `+` | `X` | an `r` of another, a timeout, SIGTERM or a flush that failed can have come while it waited, or such a failure was not told yet |
 //! | `+` | `X` | 32 others can have had a hold |
 //! | `+` | `+` | no 32 others must have had one |
 //! | `-` | `-` | there is a hold, and no `r` and no timeout must have come since its `+` |
 //! | `-` | `X` | there is no hold, or an `r`, a timeout or SIGTERM can have come since its `+` |
+//! | `?` | `H` | with pause-hold, and nothing else then |
 //! | any other | `X` | always; `+` and `-` are such without pause-hold |
 //!
 //! A timeout comes so long after the gate was closed. Who closed it? The first
@@ -158,8 +159,8 @@ pub struct Model<'a> {
     rules: Rules,
     /// When SIGTERM was sent at the earliest.
     terminated: Mark,
-    /// When flushes failed.
-    failures: Vec<Duration>,
+    /// From when to when a loss was not told to anybody.
+    losses: Vec<(Duration, Duration)>,
     resumes: Vec<Step<'a>>,
     closings: Vec<Closing<'a>>,
 }
@@ -184,8 +185,8 @@ impl<'a> Model<'a> {
         };
         let mut closers: Vec<Step> = others.into_iter().filter(closes).collect();
         closers.sort_by_key(|step| step.command.until.at);
-        let (failures, closings) = (Vec::new(), Vec::new());
-        let mut model = Model { history, rules, terminated, failures, resumes, closings };
+        let (losses, closings) = (Vec::new(), Vec::new());
+        let mut model = Model { history, rules, terminated, losses, resumes, closings };
         for place in 0..closers.len() {
             let closing = model.closing(closers[place], &closers[place + 1..], &log_at);
             model.closings.push(closing);
@@ -193,10 +194,10 @@ impl<'a> Model<'a> {
         model
     }
 
-    /// Flushes have failed at these times, each of which can have ended a pause that
-    /// was not in force yet.
-    pub fn flushes_failed(&mut self, at: Vec<Duration>) {
-        self.failures = at;
+    /// A flush has failed, or writes were lost, at the first of these times, and had
+    /// not been told to anybody before the second. No pause was to be had in between.
+    pub fn had_losses(&mut self, losses: Vec<(Duration, Duration)>) {
+        self.losses = losses;
     }
 
     /// Whether nobody can have wanted the gate closed at that time.
@@ -274,6 +275,8 @@ impl<'a> Model<'a> {
                 Some(hold) => self.can_have_ended(hold, step),
                 None => Ok(()),
             },
+            (b'?', b'H') if holds => Ok(()),
+            (b'?', b'X') if holds => Err("there are holds".into()),
             (b'r' | b'p', _) => Err("no such reply".into()),
             (_, b'X') => Ok(()),
             _ => Err("no such reply".into()),
@@ -319,9 +322,9 @@ impl<'a> Model<'a> {
         let deadline = deadline.map(|(timeout, closing)| closing.earliest + timeout);
         let enders = [deadline.unwrap_or(Duration::MAX), self.terminated.at];
         let failed = self
-            .failures
+            .losses
             .iter()
-            .any(|&at| from.command.sent.at <= at && at <= from.command.until.at);
+            .any(|&(at, told)| from.command.sent.at <= told && at <= from.command.until.at);
         match resumed || failed || enders.iter().any(|&end| end <= to.command.until.at) {
             true => Ok(()),
             false => Err(format!("nothing can have ended {}", describe(from.command))),
@@ -468,7 +471,7 @@ mod tests {
     #[test]
     fn the_model_finds_replies_that_cannot_be_right_and_no_others() {
         let right = [
-            "p 0 1 P, r 2 3 R, ? 4 5 X, - 6 7 X, x 8 9 X",
+            "p 0 1 P, r 2 3 R, ? 4 5 H, - 6 7 X, x 8 9 X",
             // An r that can have ended the drain, also of one who never heard of it.
             "p 0 3 X | r 1 2 R",
             "p 1 2 X | r 0 9",
@@ -490,6 +493,7 @@ mod tests {
             "p 0 1 R",
             "r 0 1 X",
             "? 0 1 R",
+            "? 0 1 X",
             "x 0 1 P",
             "p 0 1 X",
             "p 0 1 X | r 2 3 R",

@@ -145,7 +145,7 @@ impl Target {
         if self.stage == Stage::Greeted {
             match self.reply()? {
                 None => {}
-                Some(reply::NO) => self.stage = Stage::Ready,
+                Some(reply::NO | reply::HAS_HOLDS) => self.stage = Stage::Ready,
                 Some(reply) => return Err(Trouble::wrong_reply(reply)),
             }
         }

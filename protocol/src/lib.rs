@@ -21,6 +21,8 @@ pub mod command {
     pub const HOLD: u8 = b'+';
     /// This connection wants its hold no longer.
     pub const LET_GO: u8 = b'-';
+    /// Does this server have holds? It changes nothing.
+    pub const ASK: u8 = b'?';
 }
 
 /// What a controller is told.
@@ -33,6 +35,8 @@ pub mod reply {
     pub const HELD: u8 = b'+';
     /// The hold was in force until now.
     pub const LET_GO: u8 = b'-';
+    /// This server has holds.
+    pub const HAS_HOLDS: u8 = b'H';
     /// No such command, or it did not take effect.
     pub const NO: u8 = b'X';
 }

@@ -5,7 +5,8 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
-use super::core::{Core, Id};
+use super::controller::Id;
+use super::core::Core;
 use crate::os::{self, PollFlags};
 
 /// Read at most this much of one before others have their turn.

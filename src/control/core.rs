@@ -4,12 +4,12 @@
 //! to send and when to be asked again. Around it `control` polls. How far the pause
 //! is, and what it depends on, is kept in `pause`.
 
-use std::fmt;
 use std::mem;
 use std::time::Instant;
 
-use log::{debug, info};
+use log::{debug, error, info};
 
+use super::controller::{Controller, Id, Name, Peer, Speaks};
 use super::pause::{Outcome, Pause, Progress};
 use super::protocol::{Command, Dialogue, Reply};
 
@@ -22,13 +22,6 @@ const BUDGET: usize = 4;
 
 /// A controller that doesn't read its replies is not listened to beyond this.
 const MOST_UNSENT: usize = 4096;
-
-/// Tells a controller apart from all others since the start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Id(u64);
-
-/// Process and user of a controller, for the log.
-pub type Peer = (libc::pid_t, libc::uid_t);
 
 /// See the module's text. Any thread may have it, one at a time.
 pub struct Core {
@@ -43,27 +36,6 @@ pub struct Core {
     /// How many turns there were: another controller has the first go in each.
     turns: usize,
     has_more: bool,
-}
-
-/// One that is connected.
-struct Controller {
-    name: Name,
-    dialogue: Dialogue,
-    /// When it last sent something.
-    active: Instant,
-    /// It will send nothing more.
-    input_ended: bool,
-    /// Nobody is there to hold anything; what it sent before still counts.
-    hung_up: bool,
-    /// No reply can be sent to it any more.
-    unreachable: bool,
-}
-
-/// How the log calls a controller.
-#[derive(Clone, Copy)]
-pub struct Name {
-    id: Id,
-    peer: Option<Peer>,
 }
 
 impl Core {
@@ -90,6 +62,7 @@ impl Core {
             name,
             dialogue: Dialogue::default(),
             active: now,
+            speaks: Speaks::Commands,
             input_ended: false,
             hung_up: false,
             unreachable: false,
@@ -167,7 +140,7 @@ impl Core {
         if let Some(controller) = self.get_mut(who) {
             controller.hung_up = true;
             controller.unreachable = true;
-            controller.dialogue.sent(usize::MAX);
+            controller.dialogue.discard();
         }
     }
 
@@ -178,8 +151,9 @@ impl Core {
 
     /// The first `count` bytes of its `replies` have been sent to `who`.
     pub fn sent(&mut self, who: Id, count: usize) {
-        if let Some(controller) = self.get_mut(who) {
-            controller.dialogue.sent(count);
+        let tells = self.get_mut(who).is_some_and(|it| it.dialogue.sent(count));
+        if tells {
+            self.pause.loss_was_told();
         }
     }
 
@@ -225,6 +199,12 @@ impl Core {
         self.pause.wake();
     }
 
+    /// Layers below may write from here on: a pause is ended, and none begins.
+    pub fn server_ends(&mut self) {
+        self.pause.end_for_good();
+        self.settle_waiting(false);
+    }
+
     /// The server was told to end.
     pub fn shut_down(&mut self, now: Instant) {
         self.pause.shut_down();
@@ -238,7 +218,7 @@ impl Core {
         self.controllers.retain_mut(|controller| {
             let name = controller.name;
             if controller.unreachable {
-                controller.dialogue.sent(usize::MAX);
+                controller.dialogue.discard();
             }
             let is_finished = controller.is_finished();
             if controller.hung_up || is_finished {
@@ -266,9 +246,10 @@ impl Core {
     }
 
     fn settle_waiting(&mut self, well: bool) {
+        let tells = !well && self.pause.has_loss_to_tell();
         for id in mem::take(&mut self.waiting) {
             if let Some(controller) = self.get_mut(id) {
-                controller.dialogue.settle(well);
+                controller.dialogue.settle(well, tells);
             }
         }
     }
@@ -297,9 +278,20 @@ impl Core {
     }
 
     fn carry_out(&mut self, id: Id, command: Command, now: Instant) {
-        let Some(controller) = self.get(id) else { return };
+        let Some(controller) = self.get_mut(id) else { return };
         let name = controller.name;
         debug!("{name}: {command:?}");
+        match (controller.speaks, command) {
+            (Speaks::Commands, Command::Unknown) => controller.speaks = Speaks::Something,
+            (Speaks::Something, Command::Pause) => {
+                controller.speaks = Speaks::Paused;
+                error!(
+                    "{name} has paused the server by a p among bytes that are no commands: if it \
+                     takes the control socket for another one, resume (send r)"
+                );
+            }
+            _ => {}
+        }
         let (outcome, hope) = match command {
             Command::Pause => (self.pause.pause(&name, now), Reply::Paused),
             Command::Hold if self.holds => (self.pause.hold(id, &name, now), Reply::Held),
@@ -312,7 +304,10 @@ impl Core {
                 self.pause.resume(&name, now);
                 (Outcome::Done, Reply::Resumed)
             }
-            Command::Unknown | Command::Hold | Command::LetGo => (Outcome::Failed, Reply::No),
+            Command::Ask if self.holds => (Outcome::Done, Reply::HasHolds),
+            Command::Unknown | Command::Ask | Command::Hold | Command::LetGo => {
+                (Outcome::Failed, Reply::No)
+            }
         };
         // Others may have waited for what this one has found or brought about:
         // that the pause is in force, or that it has ended.
@@ -321,31 +316,16 @@ impl Core {
         } else if self.pause.is_in_force() {
             self.settle_waiting(true);
         }
+        let tells = self.pause.has_loss_to_tell();
         let Some(controller) = self.get_mut(id) else { return };
         match outcome {
             Outcome::Done => controller.dialogue.answer(hope),
             Outcome::Failed => controller.dialogue.answer(Reply::No),
+            Outcome::Refused => controller.dialogue.refuse(tells),
             Outcome::Pending => {
                 controller.dialogue.wait_for(hope);
                 self.waiting.push(id);
             }
         }
-    }
-}
-
-impl Controller {
-    /// Whether all that it sent is carried out and answered, and no more comes.
-    fn is_finished(&self) -> bool {
-        self.input_ended && self.dialogue.is_done() && self.dialogue.replies().is_empty()
-    }
-}
-
-impl fmt::Display for Name {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "controller {}", self.id.0)?;
-        if let Some((pid, uid)) = self.peer {
-            write!(f, " (pid {pid}, uid {uid})")?;
-        }
-        Ok(())
     }
 }

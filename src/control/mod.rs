@@ -11,7 +11,8 @@
 //! |---|---|
 //! | `core` | which command is carried out when, who is answered what, who makes room |
 //! | `protocol` | bytes to commands, replies to bytes |
-//! | `pause` | who wants the pause, how far it is, when it ends; closes and opens the gate |
+//! | `controller` | one controller, as `core` knows it |
+//! | `pause`, `stage` | who wants the pause, how far it is, when it ends; closes and opens the gate |
 //! | `flush` | when a flush is started, and what its end is worth |
 //! | `flusher` | the thread that flushes |
 //! | `controllers` | the connections: reads and writes for `core` |
@@ -19,12 +20,14 @@
 //! | `watch` | notices that the socket's file is lost, and has it put back |
 
 mod acceptor;
+mod controller;
 mod controllers;
 mod core;
 mod flush;
 mod flusher;
 mod pause;
 mod protocol;
+mod stage;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod tests;
 mod watch;
@@ -38,6 +41,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use log::error;
+use parking_lot::{Condvar, Mutex};
 
 use crate::connections::Connections;
 use crate::gate::Gate;
@@ -47,8 +51,9 @@ use crate::os::advice::Advised;
 use crate::os::{self, EventFd, PollFd, PollFlags};
 use crate::socket::ControlSocket;
 use acceptor::Acceptor;
+use controller::Id;
 use controllers::Controllers;
-use core::{Core, Id};
+use core::Core;
 use flush::Flusher;
 use flusher::FlushThread;
 use pause::Pause;
@@ -86,8 +91,20 @@ pub enum StartError {
 /// end, and have ended when that is done.
 pub struct Control {
     event: Arc<EventFd>,
-    stop: Arc<AtomicBool>,
+    orders: Arc<Orders>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What `Control` wants of its thread. It signals the event then.
+#[derive(Default)]
+struct Orders {
+    /// To end.
+    stop: AtomicBool,
+    /// To vouch for nothing any more ...
+    server_ends: AtomicBool,
+    /// ... and to say that it doesn't.
+    is_over: Mutex<bool>,
+    over: Condvar,
 }
 
 impl Control {
@@ -106,14 +123,14 @@ impl Control {
             Box::new(FlushThread::new(connections, event.clone()))
         };
         let pause = Pause::new(gate, rules.flush.map(flusher), rules.timeout);
-        let stop = Arc::new(AtomicBool::new(false));
+        let orders = Arc::new(Orders::default());
         let control = Loop {
             watch: Watch::new(),
             event: event.clone(),
-            stop: stop.clone(),
+            orders: orders.clone(),
             controllers: Controllers::new(Core::new(pause, rules.holds)),
             has_backlog: false,
-            server_ends: false,
+            was_shut_down: false,
             looked: None,
             acceptor: Acceptor::new(socket)?,
         };
@@ -124,13 +141,25 @@ impl Control {
                 .spawn(move || control.run())
         })
         .map_err(StartError::NoThread)?;
-        Ok(Control { event, stop, thread: Some(thread) })
+        Ok(Control { event, orders, thread: Some(thread) })
+    }
+
+    /// The server ends, and layers below may write from here on: a pause is ended and
+    /// none begins any more. Returns when that is so; it takes no longer than a turn of
+    /// the loop.
+    pub fn server_ends(&self) {
+        self.orders.server_ends.store(true, Ordering::Release);
+        self.event.signal();
+        let mut is_over = self.orders.is_over.lock();
+        while !*is_over {
+            self.orders.over.wait(&mut is_over);
+        }
     }
 }
 
 impl Drop for Control {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
+        self.orders.stop.store(true, Ordering::Release);
         self.event.signal();
         if let Some(Err(_)) = self.thread.take().map(JoinHandle::join) {
             error!("the control thread had ended before its time");
@@ -143,13 +172,13 @@ impl Drop for Control {
 struct Loop {
     watch: Watch,
     event: Arc<EventFd>,
-    stop: Arc<AtomicBool>,
+    orders: Arc<Orders>,
     /// With the core.
     controllers: Controllers,
     /// The log has still to be told something.
     has_backlog: bool,
-    /// The server was told to end.
-    server_ends: bool,
+    /// The server was told to end, and so was the core.
+    was_shut_down: bool,
     /// When that was asked last, or the server was paused.
     looked: Option<Instant>,
     /// Has the socket, which goes when nothing is left that it could control.
@@ -171,7 +200,7 @@ impl Loop {
     fn run(mut self) {
         logger::never_wait();
         let mut is_blind = false;
-        while !self.stop.load(Ordering::Acquire) {
+        while !self.orders.stop.load(Ordering::Acquire) {
             // Fails out of memory, say. There is nobody else who could resume.
             let found = self.poll();
             if let Err(e) = &found {
@@ -228,8 +257,16 @@ impl Loop {
                 Source::Controller(id) => self.controllers.read(id, found),
             }
         }
+        let ends = self.orders.server_ends.load(Ordering::Acquire);
+        if ends {
+            self.controllers.core.server_ends();
+        }
         self.controllers.core.turn(Instant::now());
         self.controllers.write();
+        if ends {
+            *self.orders.is_over.lock() = true;
+            self.orders.over.notify_all();
+        }
         // After some may have left.
         if has_newcomer {
             self.acceptor.admit(&mut self.controllers);
@@ -243,7 +280,7 @@ impl Loop {
     }
 
     fn looks_for_the_end(&self) -> bool {
-        self.controllers.core.is_closed() && !self.server_ends
+        self.controllers.core.is_closed() && !self.was_shut_down
     }
 
     /// Nobody tells us that the server was told to end, and this thread serves no
@@ -261,9 +298,9 @@ impl Loop {
         }
         self.looked = Some(now);
         // nbdkit says what it has found, and would wait for a log that is stuck.
-        let may_ask = !self.stop.load(Ordering::Acquire) && logger::takes_more();
+        let may_ask = !self.orders.stop.load(Ordering::Acquire) && logger::takes_more();
         if may_ask && nbdkit::no_use_going_on() {
-            self.server_ends = true;
+            self.was_shut_down = true;
             self.controllers.core.shut_down(Instant::now());
             self.controllers.write();
         }

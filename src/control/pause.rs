@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
 
-use super::core::Id;
+use super::controller::Id;
 use super::flush::{FlushError, Flusher, Flushing};
+use super::stage::{Closed, Stage};
 use crate::gate::Gate;
 
 /// So many holds at once. A connection with a hold is never closed to make
@@ -28,27 +29,12 @@ pub struct Pause {
     asked: bool,
     /// The gate was opened, and those who were held are not awake yet.
     to_wake: bool,
+    /// A flush has failed, or writes were lost, and nobody was told yet.
+    loss: bool,
+    /// The server ends: there are no pauses any more.
+    is_over: bool,
     /// Connections that asked for a hold and have not given it back.
     holds: BTreeSet<Id>,
-}
-
-/// The gate is closed in all stages but the first, as long as `asked` or any
-/// hold wants it to be.
-enum Stage {
-    Running,
-    /// Requests are still in flight.
-    Draining(Closed),
-    /// Nothing is in flight; what was written is being made stable.
-    Flushing(Closed),
-    /// Nothing is in flight, and all is stable that was to be.
-    Paused(Closed),
-}
-
-/// Since when the gate is closed, and until when at most.
-#[derive(Clone, Copy)]
-struct Closed {
-    since: Instant,
-    deadline: Option<Instant>,
 }
 
 /// What became of a command.
@@ -58,8 +44,10 @@ pub enum Outcome {
     Done,
     /// Not yet; ask `progress` when the bell rings.
     Pending,
-    /// It could not be had, for this one at least.
+    /// There is no such thing.
     Failed,
+    /// There is no pause, for this one at least.
+    Refused,
 }
 
 /// How the pause has moved on.
@@ -88,6 +76,8 @@ impl Pause {
             stage: Stage::Running,
             asked: false,
             to_wake: false,
+            loss: false,
+            is_over: false,
             holds: BTreeSet::new(),
         }
     }
@@ -95,7 +85,7 @@ impl Pause {
     /// `p`: asks for a pause that lasts until `resume`.
     pub fn pause(&mut self, who: &dyn fmt::Display, now: Instant) -> Outcome {
         let asked = self.close(format_args!("pause requested by {who}"), now);
-        self.asked |= asked != Outcome::Failed;
+        self.asked |= asked != Outcome::Refused;
         asked
     }
 
@@ -103,10 +93,10 @@ impl Pause {
     pub fn hold(&mut self, holder: Id, who: &dyn fmt::Display, now: Instant) -> Outcome {
         if self.holds.len() >= MOST_HOLDS && !self.holds.contains(&holder) {
             info!("no hold for {who}: {MOST_HOLDS} are in force already");
-            return Outcome::Failed;
+            return Outcome::Refused;
         }
         let asked = self.close(format_args!("hold requested by {who}"), now);
-        if asked != Outcome::Failed {
+        if asked != Outcome::Refused {
             self.holds.insert(holder);
         }
         asked
@@ -152,7 +142,34 @@ impl Pause {
 
     /// Whether requests are held.
     pub fn is_closed(&self) -> bool {
-        self.closed().is_some()
+        self.stage.closed().is_some()
+    }
+
+    /// Whether a controller that gets no pause now is told of a loss by that.
+    pub fn has_loss_to_tell(&self) -> bool {
+        self.loss
+    }
+
+    /// A controller has got that reply.
+    pub fn loss_was_told(&mut self) {
+        self.loss = false;
+    }
+
+    /// Layers below may write from here on, as they hear that the server ends: nobody
+    /// has a pause any more. The gate stays closed for those who may be dropped, since
+    /// the layers below may be gone before they get there: nbdkit-readahead-filter
+    /// asks for more on a thread of its own that outlives them.
+    pub fn end_for_good(&mut self) {
+        self.is_over = true;
+        self.gate.shut_down();
+        if self.is_wanted() {
+            self.asked = false;
+            self.holds.clear();
+            error!(
+                "the server ends: whoever relied on the pause must not: a snapshot that is being \
+                 taken now is torn"
+            );
+        }
     }
 
     /// The server was told to end. Held requests are dropped, and the pause ends if
@@ -171,7 +188,7 @@ impl Pause {
 
     /// When `progress` is to be asked even if nothing was signalled.
     pub fn deadline(&self) -> Option<Instant> {
-        self.closed().and_then(|closed| closed.deadline)
+        self.stage.closed().and_then(|closed| closed.deadline)
     }
 
     /// Moves on as far as possible. Ask it when the gate or the flusher has
@@ -195,10 +212,14 @@ impl Pause {
             );
             return Progress::Ended;
         }
+        if self.is_over {
+            return Progress::None;
+        }
         match self.advance(now) {
             Ok(true) => Progress::Paused,
             Ok(false) => Progress::None,
             Err(why) => {
+                self.loss = true;
                 self.end(format_args!("resumed by the filter"), now);
                 error!("pause-flush: {why}; the pause is given up");
                 Progress::Ended
@@ -208,13 +229,21 @@ impl Pause {
 
     /// Closes the gate if it is open, and looks how far the pause gets at once.
     fn close(&mut self, log: fmt::Arguments<'_>, now: Instant) -> Outcome {
+        if self.is_over {
+            info!("{log}: refused, the server ends");
+            return Outcome::Refused;
+        }
+        if self.loss {
+            info!("{log}: refused, since nobody was told yet that a flush had failed");
+            return Outcome::Refused;
+        }
         match self.stage {
             Stage::Paused(_) => return Outcome::Done,
             Stage::Draining(_) | Stage::Flushing(_) => {}
             Stage::Running => {
                 if let Err(e) = self.gate.close() {
                     error!("cannot pause: {e}; requests flow on");
-                    return Outcome::Failed;
+                    return Outcome::Refused;
                 }
                 // Too far away to be told in this clock is no deadline.
                 let deadline = self.timeout.and_then(|timeout| now.checked_add(timeout));
@@ -230,7 +259,7 @@ impl Pause {
                 info!("{log}: {} requests in flight", self.gate.in_flight());
                 Outcome::Pending
             }
-            Progress::Ended => Outcome::Failed,
+            Progress::Ended => Outcome::Refused,
         }
     }
 
@@ -259,15 +288,6 @@ impl Pause {
         Ok(self.is_in_force())
     }
 
-    fn closed(&self) -> Option<Closed> {
-        match self.stage {
-            Stage::Running => None,
-            Stage::Draining(closed) | Stage::Flushing(closed) | Stage::Paused(closed) => {
-                Some(closed)
-            }
-        }
-    }
-
     /// Requests flow from here on.
     fn end(&mut self, log: fmt::Arguments<'_>, now: Instant) {
         self.asked = false;
@@ -276,7 +296,7 @@ impl Pause {
         // What is said below can wait; requests have waited long enough.
         let held = self.gate.held();
         self.gate.open();
-        self.to_wake = true;
+        self.to_wake |= stage.closed().is_some();
         match stage {
             Stage::Running => {}
             Stage::Draining(closed) => info!(
@@ -303,24 +323,5 @@ impl Pause {
 impl Drop for Pause {
     fn drop(&mut self) {
         self.wake();
-    }
-}
-
-impl Closed {
-    fn age(self, now: Instant) -> Age {
-        Age(now.saturating_duration_since(self.since))
-    }
-}
-
-/// How long the gate has been closed, as the log says it. Where one call did it all,
-/// the clock was read once.
-struct Age(Duration);
-
-impl fmt::Display for Age {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Duration::ZERO => f.write_str("no time"),
-            age => write!(f, "{age:?}"),
-        }
     }
 }

@@ -17,6 +17,8 @@ pub enum Command {
     Hold,
     /// `-`: it does not want that any longer.
     LetGo,
+    /// `?`: are there holds?
+    Ask,
     /// No command of ours; answered with `X`.
     Unknown,
 }
@@ -32,6 +34,8 @@ pub enum Reply {
     Held,
     /// `-`: the hold was in force until now.
     LetGo,
+    /// `H`: there are holds.
+    HasHolds,
     /// `X`: unknown, or it did not take effect.
     No,
 }
@@ -44,6 +48,7 @@ impl Command {
             command::RESUME => Some(Command::Resume),
             command::HOLD => Some(Command::Hold),
             command::LET_GO => Some(Command::LetGo),
+            command::ASK => Some(Command::Ask),
             b' ' | b'\t' | b'\n' => None,
             _ => Some(Command::Unknown),
         }
@@ -57,6 +62,7 @@ impl Reply {
             Reply::Resumed => reply::RESUMED,
             Reply::Held => reply::HELD,
             Reply::LetGo => reply::LET_GO,
+            Reply::HasHolds => reply::HAS_HOLDS,
             Reply::No => reply::NO,
         }
     }
@@ -71,6 +77,8 @@ pub struct Dialogue {
     /// The command before has no reply yet, so the next one has to wait. This
     /// is what it hopes for.
     pending: Option<Reply>,
+    /// Where among the replies an `X` stands that says that writes were lost.
+    telling: Option<usize>,
 }
 
 impl Dialogue {
@@ -107,10 +115,21 @@ impl Dialogue {
         self.pending = Some(hope);
     }
 
-    /// Replies to the command that waits, if there is one.
-    pub fn settle(&mut self, well: bool) {
-        if let Some(hope) = self.pending.take() {
-            self.answer(if well { hope } else { Reply::No });
+    /// Replies that there is no pause for the command in hand. `tells` where the
+    /// controller learns by that of lost writes.
+    pub fn refuse(&mut self, tells: bool) {
+        if tells {
+            self.telling.get_or_insert(self.replies.len());
+        }
+        self.answer(Reply::No);
+    }
+
+    /// Replies to the command that waits, if there is one; `tells` as for `refuse`.
+    pub fn settle(&mut self, well: bool, tells: bool) {
+        match self.pending.take() {
+            Some(hope) if well => self.answer(hope),
+            Some(_) => self.refuse(tells),
+            None => {}
         }
     }
 
@@ -129,9 +148,20 @@ impl Dialogue {
         &self.replies
     }
 
-    /// The first `count` bytes of `replies` have been sent.
-    pub fn sent(&mut self, count: usize) {
+    /// The first `count` bytes of `replies` have been sent. Whether one of them tells
+    /// of lost writes.
+    pub fn sent(&mut self, count: usize) -> bool {
         self.replies.drain(..count.min(self.replies.len()));
+        let place = self.telling.take();
+        // It moves up by what stood before it.
+        self.telling = place.and_then(|place| place.checked_sub(count));
+        place.is_some() && self.telling.is_none()
+    }
+
+    /// No reply can be sent any more.
+    pub fn discard(&mut self) {
+        self.replies.clear();
+        self.telling = None;
     }
 }
 
@@ -149,6 +179,7 @@ mod tests {
                 b'r' => Some(Command::Resume),
                 b'+' => Some(Command::Hold),
                 b'-' => Some(Command::LetGo),
+                b'?' => Some(Command::Ask),
                 b' ' | b'\t' | b'\n' => None,
                 _ => Some(Command::Unknown),
             };
@@ -165,7 +196,7 @@ mod tests {
         dialogue.wait_for(Reply::Paused);
         assert_eq!(dialogue.next_command(), None);
         assert!(dialogue.is_waiting() && !dialogue.is_done());
-        dialogue.settle(true);
+        dialogue.settle(true, false);
         assert_eq!(dialogue.next_command(), Some(Command::Resume));
         dialogue.answer(Reply::Resumed);
         assert!(dialogue.is_done());
@@ -182,9 +213,24 @@ mod tests {
         dialogue.receive(b"+");
         assert_eq!(dialogue.next_command(), Some(Command::Hold));
         dialogue.wait_for(Reply::Held);
-        dialogue.settle(false);
+        dialogue.settle(false, false);
         // Nobody waits any more, so nobody is answered.
-        dialogue.settle(true);
+        dialogue.settle(true, false);
         assert_eq!(dialogue.replies(), b"X");
+    }
+
+    #[test]
+    fn lost_writes_are_told_when_that_very_reply_is_sent() {
+        let mut dialogue = Dialogue::default();
+        dialogue.answer(Reply::Resumed);
+        dialogue.refuse(true);
+        dialogue.refuse(true);
+        assert!(!dialogue.sent(1));
+        assert!(dialogue.sent(1));
+        assert!(!dialogue.sent(1));
+        dialogue.refuse(true);
+        dialogue.discard();
+        dialogue.answer(Reply::No);
+        assert!(!dialogue.sent(1));
     }
 }

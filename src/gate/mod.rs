@@ -44,7 +44,7 @@
 //! a request which was never inside.
 //!
 //! `waiters` has what becomes of a request that has backed out, `thread_slot` how a
-//! thread finds its count.
+//! thread finds its count, `changes` what was changed inside and is to be flushed.
 //!
 //! # Without membarrier
 //!
@@ -54,6 +54,7 @@
 //! E2; L1, fence, L2), paired with the full fence of the closing side.
 
 mod barrier;
+mod changes;
 mod counts;
 mod sync;
 #[cfg(test)]
@@ -64,6 +65,7 @@ mod waiters;
 use std::mem;
 
 pub use barrier::{Barrier, BarrierFailed};
+pub use changes::Changes;
 pub use counts::{OwnedSlot, Slot};
 pub use waiters::{Dropped, Worth};
 
@@ -275,6 +277,15 @@ impl Gate {
     /// How the closing side and the requests see each other; for the log.
     pub fn barrier(&self) -> Barrier {
         self.barrier
+    }
+}
+
+impl Pass<'_> {
+    /// Stays inside until the slot has left (`Gate::leave`) with what is returned.
+    fn keep(self) -> usize {
+        let before = self.before;
+        mem::forget(self);
+        before
     }
 }
 

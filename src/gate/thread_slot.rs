@@ -1,22 +1,52 @@
 //! The calling thread's slot in the gate, found without a lock. nbdkit starts
 //! fresh threads for each connection; their slots are given back as they end.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::ptr;
+use std::sync::Arc;
 
-use super::{Gate, OwnedSlot, Slot};
+use super::{Gate, OwnedSlot, Pass, Slot};
 
 thread_local! {
     static OWNER: OnceCell<Owner> = const { OnceCell::new() };
 }
 
 /// Keeps the thread's slot; `pointer` is set as long as this lives.
-struct Owner(OwnedSlot);
+struct Owner {
+    slot: OwnedSlot,
+    /// See `keep`: the gate, and what the slot counted before.
+    kept: Cell<Option<(Arc<Gate>, usize)>>,
+}
+
+impl Owner {
+    fn leave(&self) {
+        if let Some((gate, before)) = self.kept.take() {
+            gate.leave(&self.slot, before);
+        }
+    }
+}
 
 impl Drop for Owner {
     fn drop(&mut self) {
         pointer::set(ptr::null());
+        self.leave();
     }
+}
+
+/// Stays inside `gate`, beyond the current call from nbdkit, until the calling thread
+/// ends or calls `leave`.
+pub fn keep(gate: &Arc<Gate>, pass: Pass<'_>) {
+    // A thread past its end has no owner, and nothing to come either.
+    let _ = OWNER.try_with(|owner| {
+        if let Some(owner) = owner.get() {
+            owner.kept.set(Some((gate.clone(), pass.keep())));
+        }
+    });
+}
+
+/// The calling thread has come back, and what it was kept inside for is over.
+pub fn leave() {
+    let _ = OWNER.try_with(|owner| owner.get().map(Owner::leave));
 }
 
 /// The calling thread's slot in `gate`, which is the only gate of this process:
@@ -31,8 +61,9 @@ pub fn of_this_thread(gate: &Gate) -> &Slot {
 
 #[cold]
 fn take(gate: &Gate) -> &Slot {
-    let taken = OWNER.try_with(|owner| {
-        let slot: *const Slot = &*owner.get_or_init(|| Owner(gate.take_slot())).0;
+    let taken = OWNER.try_with(|once| {
+        let owner = || Owner { slot: gate.take_slot(), kept: Cell::new(None) };
+        let slot: *const Slot = &*once.get_or_init(owner).slot;
         pointer::set(slot);
         slot
     });
@@ -128,6 +159,47 @@ mod tests {
 
     use super::*;
     use crate::gate::Barrier;
+
+    #[test]
+    fn a_thread_that_is_kept_inside_leaves_when_it_ends_or_comes_back() {
+        let (signal, signalled) = std::sync::mpsc::channel();
+        let gate = Arc::new(Gate::new(Barrier::best(), move || signal.send(()).unwrap_or(())));
+        let kept = || {
+            let pass = gate.enter(of_this_thread(&gate)).unwrap();
+            keep(&gate, pass);
+        };
+        thread::scope(|scope| {
+            let (end, ended) = std::sync::mpsc::channel::<()>();
+            let closing = scope.spawn(move || {
+                kept();
+                ended.recv().unwrap_err();
+            });
+            while gate.in_flight() == 0 {
+                thread::yield_now();
+            }
+            gate.close().unwrap();
+            assert!(!gate.drained());
+            assert!(signalled.try_recv().is_err());
+            drop(end);
+            closing.join().unwrap();
+        });
+        signalled.try_recv().expect("it has left without a word");
+        assert!(gate.drained());
+        gate.open();
+
+        let kept = || {
+            let pass = gate.enter(of_this_thread(&gate)).unwrap();
+            keep(&gate, pass);
+        };
+        kept();
+        gate.close().unwrap();
+        assert!(!gate.drained());
+        leave();
+        assert!(gate.drained());
+        // Once is enough.
+        leave();
+        assert_eq!(gate.in_flight(), 0);
+    }
 
     #[test]
     fn each_thread_has_a_seat_of_its_own_and_gives_it_back() {

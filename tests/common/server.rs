@@ -159,7 +159,7 @@ impl Server {
     /// Returns when all commands that were sent before are carried out, or wait.
     pub fn all_is_heard(&self) {
         let mut controller = self.controller();
-        controller.send(b"?");
+        controller.send(b"x");
         controller.expect("X");
     }
 

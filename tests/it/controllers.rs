@@ -199,6 +199,40 @@ fn a_controller_that_floods_never_keeps_another_from_being_served() {
 
 // No descriptors.
 
+/// The contract has it that the server is paused then.
+#[test]
+fn one_that_speaks_another_protocol_and_pauses_the_server_by_that_is_named_in_the_log() {
+    let mut stage = Stage::on(Setup::in_memory());
+    for greeting in ["HEAD /path HTTP/1.1\r\n\r\n", "SSH-2.0-OpenSSH_9.2\r\n", "*1\r\nping\r\n"] {
+        let mut other = stage.server.controller();
+        other.send(greeting.as_bytes());
+        stage.play("heard held A:r=R flow");
+        drop(other);
+    }
+    stage.play("told:3:among_bytes_that_are_no_commands");
+    // Nor does it have to be told again and again, or where nothing is paused.
+    stage.play("B:xp=XP B:xpr=XPR C:ppr=PPR C:x=X told:4:among_bytes_that_are_no_commands flow");
+}
+
+/// As much as the socket takes, of a controller that is gone then.
+fn flood(server: &Server) {
+    let mut stream = UnixStream::connect(server.control_path()).expect("a connection");
+    stream.set_nonblocking(true).expect("it does not block");
+    while stream.write(&b"pr".repeat(4_096)).is_ok() {}
+}
+
+#[test]
+fn r_is_answered_at_once_behind_hundreds_who_flood_the_socket_and_are_gone() {
+    let server = Setup::in_memory().start();
+    // So that all are there when it looks.
+    stop(server.pid());
+    (0..400).for_each(|_| flood(&server));
+    let mut operator = server.controller();
+    operator.send(b"r");
+    go_on(server.pid());
+    assert_eq!(operator.reply_within(PROMPT), Ok(Some(b'R')));
+}
+
 /// It is over when controllers have been accepted as usual for some time.
 fn end_of_episode(server: &Server) {
     // Without the message, some more than the ten seconds that it takes.

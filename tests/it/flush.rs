@@ -1,5 +1,5 @@
-//! `pause-flush`: all that was written is stable before a pause is in force, and
-//! nothing is flushed in vain. Where there is no thread to flush with is in
+//! `pause-flush`: all that was written is stable before a pause is in force, what a
+//! former server wrote as well, and nothing is flushed in vain. Where there is no thread to flush with is in
 //! `shortages.rs`, values that are refused are in `parameters.rs`.
 
 use super::*;
@@ -86,9 +86,12 @@ fn the_disk_is_synced_before_p_is_answered() {
     expect_calls(over_a_file(), "write pause write pause write pause", "SPR SPR SPR");
 }
 
+/// A former server may have crashed and left its writes in a cache: once, nothing is
+/// known to be stable.
 #[test]
-fn nothing_is_synced_when_nothing_is_dirty() {
-    expect_calls(over_a_file(), "pause read pause write pause pause read pause", "PR PR SPR PR PR");
+fn after_the_first_time_nothing_is_synced_when_nothing_is_dirty() {
+    let line = "read pause read pause write pause pause read pause";
+    expect_calls(over_a_file(), line, "SPR PR SPR PR PR");
 }
 
 #[test]
@@ -99,8 +102,8 @@ fn what_a_client_has_flushed_itself_is_not_synced_again() {
 #[test]
 fn what_was_written_with_fua_is_not_synced_again() {
     // One with FUA does not cover one without.
-    let line = "write+fua trim+fua zero+fua pause write write+fua pause";
-    expect_calls(over_a_file(), line, "S S S PR S SPR");
+    let line = "pause write+fua trim+fua zero+fua pause write write+fua pause";
+    expect_calls(over_a_file(), line, "SPR S S S PR S SPR");
 }
 
 #[test]
@@ -115,6 +118,7 @@ fn without_pause_flush_nothing_is_ever_synced() {
 #[test]
 fn a_write_a_trim_and_a_zero_make_a_connection_dirty_and_nothing_else_does() {
     let mut stage = Stage::on(logged());
+    stage.play("pause");
     for request in ONE_OF_EACH {
         stage.client().ask(request);
         let before = flushed(&stage.server).len();
@@ -125,23 +129,28 @@ fn a_write_a_trim_and_a_zero_make_a_connection_dirty_and_nothing_else_does() {
 }
 
 #[test]
-fn every_dirty_connection_is_flushed_and_no_other() {
+fn every_connection_is_flushed_once_and_then_each_dirty_one_and_no_other() {
     let server = logged().start();
     let mut clients: Vec<_> = (0..12).map(|_| Client::connect(&server)).collect();
-    for (client, request) in clients.iter_mut().zip([WRITE, Trim(1024), Zero(0), READ].repeat(3)) {
-        client.ask(request);
-    }
     let mut controller = server.controller();
     controller.pause();
     let mut got = flushed(&server);
     got.sort_unstable();
     // nbdkit counts from 1.
+    assert_eq!(got, (1..=12).collect::<Vec<_>>());
+    controller.resume();
+    for (client, request) in clients.iter_mut().zip([WRITE, Trim(1024), Zero(0), READ].repeat(3)) {
+        client.ask(request);
+    }
+    controller.pause();
+    let mut got = flushed(&server).split_off(12);
+    got.sort_unstable();
     assert_eq!(got, [1, 2, 3, 5, 6, 7, 9, 10, 11]);
     controller.resume();
     // Once and for all, until they write again.
     clients[4].ask(WRITE);
     controller.pause();
-    assert_eq!(flushed(&server)[9..], [5]);
+    assert_eq!(flushed(&server)[21..], [5]);
 }
 
 #[test]
@@ -226,7 +235,8 @@ fn closed_during_a_drain() -> Stage {
 
 #[test]
 fn a_connection_that_closes_while_a_pause_drains_is_flushed_by_the_pause() {
-    closed_during_a_drain().play("returns A:=P flushed:1 goes wait:300 flushed:1");
+    // With the one that has read.
+    closed_during_a_drain().play("returns A:=P flushed:2 goes wait:300 flushed:2");
 }
 
 #[test]
@@ -240,11 +250,26 @@ fn flushing_or_not() -> [Setup; 3] {
     [Setup::obedient(), Setup::obedient().flushes(), cannot_flush().flushes()]
 }
 
+/// The layers below may write as they are closed: one thread waits with that.
 #[test]
-fn a_client_that_has_written_and_leaves_in_a_pause_frees_its_threads() {
-    for setup in flushing_or_not() {
-        play(setup, "write A:p=P goes is-gone A:r=R");
+fn a_client_that_has_written_and_leaves_in_a_pause_frees_its_threads_but_one() {
+    let [does_not_flush, _, cannot_flush] = flushing_or_not();
+    for setup in [does_not_flush, cannot_flush] {
+        let mut stage = Stage::on(setup);
+        stage.play("write A:p=P goes");
+        eventually("all but one are free", PROMPT, || stage.server.threads() == 3);
+        stage.play("wait:300");
+        assert_eq!(stage.server.threads(), 3);
+        stage.play("A:r=R is-gone");
     }
+}
+
+#[test]
+fn a_client_whose_writes_are_flushed_and_who_leaves_in_a_pause_frees_all_its_threads() {
+    let [does_not_flush, flushes, _] = flushing_or_not();
+    play(does_not_flush, "write flush A:p=P goes is-gone A:r=R");
+    // By the pause.
+    play(flushes, "write A:p=P goes is-gone A:r=R");
 }
 
 #[test]
@@ -305,6 +330,9 @@ dialogues! {
         a_pause_that_waits_for_a_last_flush_that_fails_gets_x:
             "write make:slow make:broken goes await:flushes A:p= remove:slow A:=X"
             "says:could_not_be_flushed A:p=P";
+        a_flush_that_fails_is_told_to_the_next_one_if_nobody_is_there_to_hear_of_it:
+            "write make:slow make:broken A:p await:flushes A.closes heard remove:slow flushed:1"
+            "says:the_pause_is_given_up remove:broken B:p=X B:p=P flushed:2";
         a_connection_that_closes_while_its_flush_fails_is_not_forgotten:
             "write make:slow make:broken A:p await:flushes goes A:= remove:slow A:=X is-gone"
             "remove:broken A:p=X says:could_not_be_flushed A:p=P";
@@ -352,21 +380,35 @@ fn requests_are_held_from_p_on_through_the_flush_until_r() {
 
 // Thread models.
 
-const NOT_PARALLEL: &[ThreadModel] = ThreadModel::ALL.split_at(1).1;
+/// Those that serialize the requests of all connections.
+const STRICT: &[ThreadModel] = ThreadModel::ALL.split_at(2).1;
 
 #[test]
-fn a_thread_model_that_is_not_parallel_is_refused_and_the_message_says_why() {
-    let by_a_filter = NOT_PARALLEL.iter().map(|&model| Setup::with_disk(1).thread_model(model));
+fn a_thread_model_that_serializes_all_connections_is_refused_and_the_message_says_why() {
+    let by_a_filter = STRICT.iter().map(|&model| Setup::with_disk(1).thread_model(model));
     // By the plugin's own will.
     let by_itself = Setup::new(&["eval", "get_size=echo 1M", "pread=exit 1", "flush=exit 0"]);
     for setup in by_a_filter.chain([by_itself]) {
-        setup.flushes().refused(&["pause-flush", "thread model", "parallel"]);
+        setup.flushes().refused(&["pause-flush", "thread model", "serialize_requests"]);
     }
+}
+
+/// A connection that has not written may be negotiating still, and is left alone.
+#[test]
+fn under_serialize_requests_the_connections_that_have_written_are_flushed() {
+    let setup = logged().thread_model(ThreadModel::SerializeRequests);
+    let mut stage = Stage::on(setup);
+    let _idle = Client::connect(&stage.server);
+    stage.play("read A:pr=PR");
+    assert_eq!(flushed(&stage.server), []);
+    stage.play("write A:p=P held");
+    assert_eq!(flushed(&stage.server), [1]);
+    stage.play("A:r=R flow");
 }
 
 #[test]
 fn without_pause_flush_every_thread_model_is_accepted() {
-    for &model in NOT_PARALLEL {
+    for model in ThreadModel::ALL {
         play(Setup::with_disk(1).thread_model(model).with("pause-flush=false"), "pause");
     }
 }

@@ -25,7 +25,7 @@ dialogues! {
         a_hold_pauses_until_it_is_given_back:
             "A:+=+ held A:-=- flow A:+=+ held A:-=- flow A:+=+ held A:-=- flow";
         commands_can_be_pipelined:
-            r"A:+-\n+_p_-_r\t+-?=+-+P-R+-X flow";
+            r"A:+-\n+_p_-_r\t+-?=+-+P-R+-H flow";
         a_hold_that_was_never_taken_is_answered_x_and_ends_nothing:
             "A:-=X A:p=P A:-=X held A:r=R flow";
         another_s_hold_is_not_one_s_own:
@@ -202,7 +202,7 @@ dialogues! {
 fn crowd(server: &Server) -> Vec<Controller> {
     let mut crowd = server.controllers(MANY);
     for other in &mut crowd[10..] {
-        other.ask("?", "X");
+        other.ask("?", "H");
     }
     crowd[0].expect_closed();
     crowd
@@ -232,7 +232,7 @@ fn a_holder_is_never_closed_when_descriptors_run_out() {
     holder.hold();
     // The last ones are served.
     let mut last = server.controllers(MANY).pop().unwrap();
-    last.ask("?", "X");
+    last.ask("?", "H");
     holder.ask("-", "-");
 }
 
@@ -251,7 +251,7 @@ fn at_most_32_holds_are_in_force_and_the_operator_still_gets_in() {
     holders[0].ask("+", "X");
     // Nobody is locked out.
     for _ in 0..MANY {
-        stage.server.controller().ask("?", "X");
+        stage.server.controller().ask("?", "H");
     }
     stage.play("held B:r=R flow A:-=X");
     for holder in &mut holders {
@@ -271,7 +271,7 @@ fn without_pause_hold_plus_and_minus_are_answered_x_and_do_nothing() {
 #[test]
 fn with_pause_hold_all_other_bytes_are_answered_as_without() {
     let replies = |setup: Setup| {
-        let bytes: Vec<u8> = (0..=255).filter(|byte| !b"+-".contains(byte)).collect();
+        let bytes: Vec<u8> = (0..=255).filter(|byte| !b"+-?".contains(byte)).collect();
         let server = setup.start();
         let mut controller = server.controller();
         controller.send(&bytes);

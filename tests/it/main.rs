@@ -17,6 +17,7 @@ mod common;
 mod stage;
 mod controllers;
 mod dead_clients;
+mod ends;
 mod flush;
 mod hold;
 mod install;

@@ -28,7 +28,6 @@ const REFUSED: [(&str, &str, &[&str]); 4] = [
             "inf",
             "nan",
             "never",
-            "1.5ms",
             "ms",
             ".",
             ".5",

@@ -46,9 +46,9 @@ dialogues! {
         /// heard: nobody else asks for the last pause.
         what_was_sent_to_a_stopped_server_is_answered_in_order_when_it_goes_on:
             "A:p=P held"
-            r"stop A:rp?p BCDEF:x+p-\n?p A:= go-on A:=RPXP BCDEF:=X+P-XP"
-            r"stop A:rp?p GHIJK:x+p-\n?p A:= go-on A:=RPXP GHIJK:=X+P-XP"
-            r"stop A:rp?p LMNOP:x+p-\n?p A:= go-on A:=RPXP LMNOP:=X+P-XP"
+            r"stop A:rp?p BCDEF:x+p-\n?p A:= go-on A:=RPHP BCDEF:=X+P-HP"
+            r"stop A:rp?p GHIJK:x+p-\n?p A:= go-on A:=RPHP GHIJK:=X+P-HP"
+            r"stop A:rp?p LMNOP:x+p-\n?p A:= go-on A:=RPHP LMNOP:=X+P-HP"
             "A:r=R flow stop Q:p Q.closes go-on heard held A:r=R flow";
     }
     Setup::with_disk(1).holds().limited() => {

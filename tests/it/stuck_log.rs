@@ -35,7 +35,7 @@ fn a_full_disk_for_the_log_stops_nothing() {
         let mut client = Client::connect(&server);
         client.expect_a_whole_pause(&server);
         expect_end_in_time(&server, &mut client);
-        server.controller().ask("?+-r", "X+-R");
+        server.controller().ask("?+-r", "H+-R");
         client.ask(Write(512, 1));
         client.leave();
         let disk = server.stop().disk();

@@ -103,7 +103,9 @@ fn expect_flow_after(client: &mut Client, since: Instant, limit: Duration) {
 
 #[test]
 fn seconds_with_and_without_a_fraction_and_milliseconds_are_accepted() {
-    for (value, millis) in [("1", 1000), ("0.5", 500), ("1.5", 1500), ("500ms", 500), ("500.5ms", 500)] {
+    for (value, millis) in
+        [("1", 1000), ("0.5", 500), ("1.5", 1500), ("500ms", 500), ("500.5ms", 500)]
+    {
         let server = Setup::in_memory().with(&format!("pause-timeout={value}")).start();
         let mut client = Client::connect(&server);
         let since = Instant::now();

@@ -190,6 +190,7 @@ fn valgrind_finds_nothing_that_the_server_does_not_have_without_us() {
     });
     // Some vanish, some stay. A client dies while its write is held.
     controllers.truncate(5);
+    eventually("all have left", GENEROUS, || with.threads() == 2);
     with.controller().pause();
     let mut dying = Client::connect(&with);
     let held = dying.held(WRITE);

@@ -23,8 +23,8 @@ pub struct Below {
     pub flush: Option<u64>,
     is_cancelled: bool,
     pub result: Option<Result<(), FlushFailed>>,
-    /// When what went wrong was told.
-    pub failures: Vec<Duration>,
+    /// When a loss was noticed, and when it was told.
+    pub losses: Vec<(Duration, Duration)>,
     pub now: Duration,
 }
 
@@ -67,7 +67,7 @@ impl Flusher for TestFlusher {
             Ok(()) => below.stable = flushed.unwrap_or_default(),
             Err(_) => {
                 let now = below.now;
-                below.failures.push(now);
+                below.losses.push((now, Duration::MAX));
             }
         }
         Some(result)
@@ -78,7 +78,7 @@ impl Flusher for TestFlusher {
         let lost = mem::take(&mut below.lost);
         if lost {
             let now = below.now;
-            below.failures.push(now);
+            below.losses.push((now, Duration::MAX));
         }
         lost
     }

@@ -53,6 +53,7 @@ impl Scene<'_> {
             "written" => self.stage.below.lock().written += 1,
             "flushed" | "unflushed" => assert!(self.stage.end_flush(word == "flushed"), "{place}"),
             "lost" => self.stage.below.lock().lost = true,
+            "ends" => self.stage.end(),
             _ if word.ends_with("ms") => self.stage.wait(millis(word)),
             _ if first.is_ascii_digit() => {
                 let request = first.to_digit(10).unwrap() as usize;
@@ -104,6 +105,7 @@ fn each_command_has_one_reply_in_order() {
         // Without pause-hold these are no commands.
         "A:+-=XX flow",
         "hold A:+=+ held A:-=- flow A:-=X",
+        "hold A:?=H flow A:p=P A:?=H held",
         // What is behind a command that waits has to wait, too.
         "1+ A:prx= A. held 1- A=PRX flow",
     ]);
@@ -219,6 +221,26 @@ fn pause_flush_vouches_only_for_what_is_stable() {
         // What was lost can't be made stable by another flush, and is told once.
         "flush lost A:p=X flow A:p=P",
         "flush 1+ written 1- lost A:p= flushed A=X flow A:p=P",
+    ]);
+}
+
+#[test]
+fn a_loss_is_told_until_somebody_has_heard_of_it() {
+    all(&[
+        "flush 1+ written 1- A:p= A! unflushed flow B:p=X flow B:p= flushed B=P",
+        "flush hold 1+ written 1- A:+= B:+= A! B! unflushed C:x=X C:+=X C:+= flushed C=+",
+        // An X for anything else does not tell it.
+        "flush 1+ written 1- A:p= A! unflushed B:x=X B:-=X B:p=X B:p= flushed B=P",
+    ]);
+}
+
+#[test]
+fn when_the_server_ends_no_pause_is_vouched_for_any_more() {
+    all(&[
+        "hold A:+=+ ends A:-=X",
+        "hold A:p=P ends A:p=X A:+=X A:r=R flow A:p=X",
+        "hold 1+ A:p= B:+= ends A=X B=X 1- A:p=X B:-=X",
+        "A:p=P A:r=R ends A:r=R A:p=X flow",
     ]);
 }
 

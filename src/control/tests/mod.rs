@@ -15,6 +15,7 @@
 //! | `written` | a request writes |
 //! | `flushed`, `unflushed` | the flush that runs ends well, badly |
 //! | `lost` | a connection ends whose last flush had failed |
+//! | `ends` | nbdkit says that the server ends |
 //!
 //! `timeout=30ms`, `hold` and `flush` before them are the parameters.
 

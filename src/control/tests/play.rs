@@ -44,7 +44,7 @@ struct Byte(u8);
 
 impl<'a> Arbitrary<'a> for Byte {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
-        Ok(Byte(*u.choose(b"pppprrrr++++----x \n")?))
+        Ok(Byte(*u.choose(b"pppprrrr++++----?x \n")?))
     }
 
     fn size_hint(_depth: usize) -> (usize, Option<usize>) {
@@ -143,7 +143,7 @@ fn assert_is_settled(stage: &Stage, op: &Op) {
 fn judge(stage: &Stage) -> Ending {
     let history = stage.history();
     let mut model = Model::new(&history, stage.rules, Mark::NEVER, |_| 0);
-    model.flushes_failed(stage.failures());
+    model.had_losses(stage.losses());
     let mut wrong = model.wrong_replies();
     let pauses = model.pauses();
     let is_paused = |at| pauses.iter().any(|pause| pause.has(Mark { at, log: 0 }));

@@ -12,7 +12,8 @@ use parking_lot::Mutex;
 use pause_model::{Exchange, Mark, Rules, Transcript};
 
 use super::below::{Below, TestFlusher};
-use crate::control::core::{Core, Id};
+use crate::control::controller::Id;
+use crate::control::core::Core;
 use crate::control::flush::Flusher;
 use crate::control::pause::Pause;
 use crate::gate::{Barrier, Gate, OwnedSlot, Pass};
@@ -268,7 +269,17 @@ impl<'a> Stage<'a> {
                 command.reply = Some(reply);
                 command.until = now;
                 let vouches = matches!((command.byte, reply), (b'p', b'P') | (b'+', b'+'));
-                if self.flushes && vouches && !self.below.lock().is_stable() {
+                let mut below = self.below.lock();
+                let untold = below.losses.iter_mut().filter(|(_, told)| *told > now.at);
+                let mut has_loss = false;
+                for (noticed, told) in untold {
+                    has_loss |= *noticed < command.sent.at;
+                    if matches!((command.byte, reply), (b'p' | b'+', b'X')) {
+                        *told = now.at;
+                    }
+                }
+                let is_stable = below.is_stable() && !has_loss;
+                if self.flushes && vouches && !is_stable {
                     self.unstable.push((now.at, reply.into()));
                 }
             }
@@ -300,9 +311,15 @@ impl<'a> Stage<'a> {
         self.inside.iter().any(Option::is_some) || self.below.lock().flushes()
     }
 
-    /// When a flush had failed, or writes were lost.
-    pub fn failures(&self) -> Vec<Duration> {
-        self.below.lock().failures.clone()
+    /// When a flush had failed, or writes were lost, and when that was told.
+    pub fn losses(&self) -> Vec<(Duration, Duration)> {
+        self.below.lock().losses.clone()
+    }
+
+    /// nbdkit says that the server ends.
+    pub fn end(&mut self) {
+        self.tick();
+        self.core.server_ends();
     }
 
     /// What has happened to all controllers.

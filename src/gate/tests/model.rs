@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Scene;
 use crate::gate::sync::{Arc, AtomicUsize, Ordering, model, thread};
-use crate::gate::{Barrier, Dropped, Worth};
+use crate::gate::{Barrier, Changes, Dropped, Worth};
 
 fn for_both_barriers(test: fn(Barrier)) {
     // Registers the test process, where the kernel lets it.
@@ -208,5 +208,26 @@ fn when_the_server_ends_one_that_is_worth_nothing_is_dropped_in_any_case() {
         assert!(!scene.gate.must_open());
         assert!(requests.join().unwrap());
         assert!(!scene.gate.must_open());
+    });
+}
+
+#[test]
+fn a_change_is_flushed_or_noted() {
+    for_both_barriers(|barrier| {
+        let scene = Scene::new(barrier);
+        let (changes, disk) = (Arc::new(Changes::new()), Arc::new(AtomicUsize::new(0)));
+        // So that the note is there already.
+        changes.note(&scene.gate);
+        let writer = {
+            let (scene, changes, disk) = (scene.clone(), changes.clone(), disk.clone());
+            thread::spawn(move || {
+                disk.store(1, Ordering::Relaxed);
+                changes.note(&scene.gate);
+            })
+        };
+        let _taken = changes.take(&scene.gate);
+        let flushed = disk.load(Ordering::Relaxed);
+        writer.join().unwrap();
+        assert!(flushed == 1 || changes.are_there());
     });
 }

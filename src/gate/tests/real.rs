@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::Scene;
 use crate::gate::waiters::LOOK_AGAIN;
-use crate::gate::{Barrier, Dropped, Gate, Worth};
+use crate::gate::{Barrier, Changes, Dropped, Gate, Worth};
 
 #[test]
 fn a_request_inside_is_waited_for() {
@@ -255,4 +255,60 @@ fn no_request_is_inside_a_drained_gate_on_real_cores() {
 #[test]
 fn no_request_is_inside_a_drained_gate_without_membarrier() {
     stress(Barrier::Fences);
+}
+
+/// A plugin of plain stores, a write on one thread, the flush of a client on another:
+/// in each round both begin at once. Without the barrier of `Changes::take`, some
+/// dozens of these rounds go wrong on two cores.
+#[test]
+fn a_change_is_flushed_or_noted_on_real_cores() {
+    const ROUNDS: u64 = 300_000;
+    /// Where the cores are busy, a round takes as long as a turn on one of them.
+    const ENOUGH: Duration = Duration::from_secs(2);
+    for barrier in [Barrier::best(), Barrier::Fences] {
+        let gate = Gate::new(barrier, || {});
+        let changes = Changes::new();
+        let (disk, round) = (Progress::default(), Progress::default());
+        let written = Progress::default();
+        let wrong = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for number in 1.. {
+                    until(|| round.0.load(Ordering::Acquire) >= number);
+                    if round.0.load(Ordering::Acquire) == u64::MAX {
+                        return;
+                    }
+                    spin((number % 7) as u32);
+                    disk.0.store(number, Ordering::Relaxed);
+                    changes.note(&gate);
+                    written.0.store(number, Ordering::Release);
+                }
+            });
+            let start = Instant::now();
+            let is_wrong = |number: u64| {
+                // Of an earlier write, so that the writer finds it.
+                changes.note(&gate);
+                round.0.store(number, Ordering::Release);
+                spin((number % 11) as u32);
+                let _taken = changes.take(&gate);
+                let flushed = disk.0.load(Ordering::Relaxed);
+                until(|| written.0.load(Ordering::Acquire) == number);
+                flushed != number && !changes.are_there()
+            };
+            let rounds = (1..=ROUNDS).take_while(|_| start.elapsed() < ENOUGH);
+            let wrong = rounds.filter(|&number| is_wrong(number)).count();
+            round.0.store(u64::MAX, Ordering::Release);
+            wrong
+        });
+        assert_eq!(wrong, 0, "changes that are in no flush, and that nobody knows of");
+    }
+}
+
+/// Spins, but leaves the core to who needs it.
+fn until(is_so: impl Fn() -> bool) {
+    while !(0..1_000).any(|_| {
+        std::hint::spin_loop();
+        is_so()
+    }) {
+        std::thread::yield_now();
+    }
 }

@@ -1,0 +1,65 @@
+//! One controller as `core` knows it: what it is called, what was said, and how much
+//! of it is still there.
+
+use std::fmt;
+use std::time::Instant;
+
+use super::protocol::Dialogue;
+
+/// Tells a controller apart from all others since the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Id(pub u64);
+
+/// Process and user of a controller, for the log.
+pub type Peer = (libc::pid_t, libc::uid_t);
+
+/// One that is connected.
+pub struct Controller {
+    pub name: Name,
+    pub dialogue: Dialogue,
+    /// When it last sent something.
+    pub active: Instant,
+    /// What it sends looks like the control protocol, or does not.
+    pub speaks: Speaks,
+    /// It will send nothing more.
+    pub input_ended: bool,
+    /// Nobody is there to hold anything; what it sent before still counts.
+    pub hung_up: bool,
+    /// No reply can be sent to it any more.
+    pub unreachable: bool,
+}
+
+/// Whether a controller means the commands that it sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speaks {
+    /// So far there were commands alone.
+    Commands,
+    /// It has sent something else: perhaps it takes the socket for another one.
+    Something,
+    /// And then a command to pause; this has been logged.
+    Paused,
+}
+
+/// How the log calls a controller.
+#[derive(Clone, Copy)]
+pub struct Name {
+    pub id: Id,
+    pub peer: Option<Peer>,
+}
+
+impl Controller {
+    /// Whether all that it sent is carried out and answered, and no more comes.
+    pub fn is_finished(&self) -> bool {
+        self.input_ended && self.dialogue.is_done() && self.dialogue.replies().is_empty()
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "controller {}", self.id.0)?;
+        if let Some((pid, uid)) = self.peer {
+            write!(f, " (pid {pid}, uid {uid})")?;
+        }
+        Ok(())
+    }
+}

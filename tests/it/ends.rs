@@ -1,0 +1,155 @@
+//! What a plugin, or a filter below, writes when a connection or the server ends. It
+//! does not happen in a pause that is vouched for.
+
+use super::*;
+
+/// What is written is kept back, and comes to the file `written` with this call of the
+/// plugin, which begins with the file `begun` and waits while there is one `slow`.
+fn writes_back_in(call: &str) -> Setup {
+    let write_back = "[ -s kept ] || exit 0; touch begun; \
+                      while [ -e slow ]; do sleep 0.02; done; cat kept >>written; rm kept";
+    Setup::new(&["eval", "get_size=echo 1M", "thread_model=echo parallel"])
+        .parameters(&["can_write=exit 0", "can_flush=exit 0", "flush=exit 0"])
+        .parameters(&["pread=head -c $3 /dev/zero", "pwrite=cat >>kept"])
+        .with(&format!("{call}={write_back}"))
+}
+
+/// The same, in Python: nbdkit-eval-plugin has no `cleanup` before 1.34.
+const CLEANUP: &str = "
+kept = b''
+
+def pwrite(h, buf, offset, flags):
+    global kept
+    kept += buf
+
+def cleanup():
+    if kept:
+        pathlib.Path('begun').touch()
+        while os.path.exists('slow'): time.sleep(0.02)
+        pathlib.Path('written').write_bytes(kept)
+";
+
+fn writes_back_at_the_end(call: &str) -> Setup {
+    match call {
+        "cleanup" => plugins::in_python(CLEANUP),
+        call => writes_back_in(call),
+    }
+}
+
+fn written(stage: &Stage) -> u64 {
+    fs::metadata(stage.server.path("written")).map_or(0, |file| file.len())
+}
+
+fn comes_to(stage: &Stage, size: u64) {
+    eventually("it is written", PROMPT, || written(stage) == size);
+}
+
+#[test]
+fn a_close_that_may_write_waits_for_the_end_of_the_pause() {
+    for (pause, resume) in [("A:p=P", "A:r=R"), ("A:+=+", "A:-=-")] {
+        let mut stage = Stage::on(writes_back_in("close").holds());
+        stage.play("write").play(pause).play("goes wait:500");
+        assert_eq!(written(&stage), 0, "{pause}");
+        stage.play(resume);
+        comes_to(&stage, 512);
+        stage.play("is-gone");
+        stage.end();
+    }
+}
+
+#[test]
+fn a_pause_waits_for_a_close_that_may_write() {
+    let mut stage = Stage::on(writes_back_in("close"));
+    // It had begun before the pause was asked for, or was let in by an end of one.
+    for (before, size) in [("goes await:begun", 512), ("A:p=P goes A:r=R await:begun", 1024)] {
+        stage.play("make:slow write").play(before).play("A:p= remove:slow A:=P");
+        assert_eq!(written(&stage), size, "{before}");
+        stage.play("wait:300");
+        assert_eq!(written(&stage), size, "{before}");
+        stage.play("A:r=R is-gone remove:begun");
+    }
+    stage.end();
+}
+
+#[test]
+fn a_close_that_waits_keeps_no_server_from_ending() {
+    for pause in ["A:p=P", "A:+=+"] {
+        let mut stage = Stage::on(writes_back_in("close").holds());
+        stage.play("write").play(pause).play("goes wait:100");
+        let ended = stage.end();
+        assert_eq!(fs::metadata(ended.path("written")).unwrap().len(), 512);
+        expect_line(&ended.process.stderr, &["error: pause: ", "the pause is ended", "torn"]);
+    }
+}
+
+/// nbdkit has `cleanup` from 1.28 on, and calls it before `unload`.
+#[test]
+fn when_the_server_ends_nobody_has_a_pause_any_more_before_the_plugin_can_write() {
+    for call in ["cleanup", "unload"] {
+        for (pause, lost) in [("A:p=P", "A:p=X"), ("A:+=+", "A:-=X")] {
+            let mut stage = Stage::on(writes_back_at_the_end(call).holds());
+            stage.play("write goes is-gone make:slow").play(pause).play("term await:begun");
+            assert_eq!(written(&stage), 0);
+            // The control thread has gone by then.
+            if call == "cleanup" {
+                stage.play(lost).play("A:r=R A:p=X");
+            }
+            stage.play("says:a_snapshot_that_is_being_taken_now_is_torn remove:slow");
+            let ended = stage.ended();
+            assert_eq!(fs::metadata(ended.path("written")).unwrap().len(), 512);
+        }
+    }
+}
+
+#[test]
+fn a_copy_that_a_closing_connection_or_an_ending_server_has_torn_is_not_said_to_be_good() {
+    for call in ["cleanup", "unload"] {
+        let mut stage = Stage::on(writes_back_at_the_end(call).holds());
+        stage.play("write goes is-gone");
+        let script = "kill $(cat pid); until [ -s written ]; do sleep 0.02; done";
+        let mut helper = Command::new(filter::helper());
+        helper.current_dir(stage.server.dir()).args(["run", "control", "--", "sh", "-c", script]);
+        assert_eq!(run(helper).status.code(), Some(124), "{call}");
+        stage.ended();
+    }
+    // A client that leaves changes nothing before the end of the run.
+    let mut stage = Stage::on(writes_back_in("close").holds());
+    stage.play("write");
+    let script =
+        "touch paused; while [ -e client ]; do sleep 0.02; done; sleep 0.3; ! [ -e written ]";
+    stage.play("make:client");
+    let mut helper = Command::new(filter::helper());
+    helper.current_dir(stage.server.dir()).args(["run", "control", "--", "sh", "-c", script]);
+    let helper = common::process::Process::start(helper);
+    stage.play("await:paused goes remove:client");
+    assert_eq!(helper.finish(GENEROUS).status.code(), Some(0));
+    comes_to(&stage, 512);
+    stage.end();
+}
+
+/// nbdkit-ext2-filter writes what it knows of the file system as it is closed.
+#[test]
+fn a_file_system_below_does_not_change_in_a_pause_when_its_client_leaves() {
+    let setup = Setup::new(&["file", "disk.img"]).below("ext2", &["ext2file=/file"]).holds();
+    let content = setup.path("content");
+    fs::create_dir(&content).unwrap();
+    File::create(content.join("file")).and_then(|file| file.set_len(1 << 20)).unwrap();
+    let mut command = common::clients::system_program("mke2fs");
+    command.args(["-q", "-t", "ext2", "-d"]).arg(&content).arg(setup.path("disk.img")).arg("8M");
+    run(command).succeeded();
+    let mut stage = Stage::on(setup);
+    let image = |stage: &Stage| fs::read(stage.server.path("disk.img")).unwrap();
+    for block in 0..20 {
+        stage.client().ask(Write(50_000 * block, 7));
+    }
+    stage.play("A:+=+");
+    let before = image(&stage);
+    stage.play("goes wait:500");
+    assert!(image(&stage) == before, "the image has changed in an unbroken hold");
+    stage.play("A:-=- is-gone");
+    assert!(image(&stage) != before, "this proves nothing");
+    let ended = stage.end();
+    let mut command = common::clients::system_program("e2fsck");
+    command.arg("-fn").arg(ended.path("disk.img"));
+    run(command).succeeded();
+}
