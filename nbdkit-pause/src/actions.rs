@@ -2,13 +2,12 @@
 //! many servers at once is in `session`.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
-use std::process::{self, Child, ExitStatus};
+use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
-
 use crate::args::Options;
+use crate::command::Command;
 use crate::error::{Error, PauseError};
 use crate::report::Report;
 use crate::session::Session;
@@ -24,71 +23,74 @@ const RESUME: Duration = Duration::from_secs(10);
 /// is paused.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// timeout(1) sends its signal to us, and then to our process group. What comes
+/// again within this time is no other one.
+const ONE_SIGNAL: Duration = Duration::from_secs(1);
+
 /// Pauses the servers, runs the command, resumes the servers. Returns how the
 /// command has ended.
-pub fn run(report: Report, options: Options, command: &[OsString]) -> Result<ExitStatus, Error> {
-    let (program, arguments) = command.split_first().ok_or(Error::NoCommand)?;
-    let program = Path::new(program);
+pub fn run(report: &Report, options: Options, words: &[OsString]) -> Result<ExitStatus, Error> {
     let timeout = options.timeout;
+    // Before there is a connection, and before signals are taken in.
+    let mut command = Command::prepare(words)?;
     let mut session = begin(report, options, ENDING, Target::new)?;
     if let Err(e) = session.pause(How::Hold, timeout) {
         say_why(report, &e);
         session.resume(RESUME);
-        report.say(format_args!("{} was not run", program.display()));
+        report.say(format_args!("{command} was not run"));
         return Err(e.into());
     }
-    match process::Command::new(program).args(arguments).spawn() {
-        Ok(child) => accompany(&mut session, program, child),
-        Err(e) => {
-            session.resume(RESUME);
-            Err(Error::NotStarted(program.to_owned(), e))
-        }
-    }
+    command.start();
+    accompany(&mut session, &mut command)
 }
 
 /// Watches over the servers from the start of the command to its end, and
 /// resumes them.
-fn accompany(session: &mut Session, program: &Path, mut child: Child) -> Result<ExitStatus, Error> {
+fn accompany(session: &mut Session, command: &mut Command) -> Result<ExitStatus, Error> {
     let report = session.report;
-    let name = program.display();
-    report.say(format_args!("{name} runs"));
+    let mut runs = false;
     let mut good = true;
-    // When to resume the servers even if the command, told to end, has not.
-    let mut resume_at: Option<Instant> = None;
+    let mut told = Told::default();
     let mut resumed = false;
     let ended = loop {
         while let Some(signal) = session.signals.next() {
-            pass_on(&child, signal);
-            let now = Instant::now();
-            report.say(format_args!("{} is passed on to {name}", signals::name(signal)));
-            // A second signal cuts the time to clean up short.
-            resume_at = match resume_at {
-                None => now.checked_add(GRACE),
-                Some(_) => Some(now),
-            };
+            told.take(signal, command, report);
+        }
+        if !runs {
+            match command.has_started() {
+                Ok(started) => runs = started,
+                Err(e) => break Err(Error::NotStarted(command.program().to_owned(), e)),
+            }
+            if runs {
+                report.say(format_args!("{command} runs"));
+            }
         }
         // After the signals, since the last of them may be the news of its end.
-        // Until this call reaps it, its process id can't become another's.
-        match child.try_wait() {
+        match command.try_wait() {
             Ok(None) => {}
             Ok(Some(ended)) => break Ok(ended),
-            Err(e) => break Err(Error::EndMissed(program.to_owned(), e)),
+            Err(e) => break Err(Error::EndMissed(command.program().to_owned(), e)),
         }
         good &= session.watch();
-        if !resumed && resume_at.is_some_and(|then| then <= Instant::now()) {
-            report.say(format_args!("{name} has not ended: resuming all the same"));
+        if !resumed && told.resume_at.is_some_and(|then| then <= Instant::now()) {
+            report.say(format_args!("{command} has not ended: resuming all the same"));
             session.resume(RESUME);
             (resumed, good) = (true, false);
             continue;
         }
-        let limit = resume_at.filter(|_| !resumed);
-        session.wait(limit.map(|then| then.saturating_duration_since(Instant::now())));
+        let limit = told.resume_at.filter(|_| !resumed);
+        let left = limit.map(|then| then.saturating_duration_since(Instant::now()));
+        session.wait(left, command.word());
     };
     if !resumed {
         good &= session.resume(RESUME);
     }
+    if let Err(Error::NotStarted(..)) = ended {
+        // There is no snapshot to speak of.
+        return ended;
+    }
     if let Ok(ended) = &ended {
-        report.say(format_args!("{name} has ended: {ended}"));
+        report.say(format_args!("{command} has ended: {ended}"));
     }
     if good {
         return ended;
@@ -99,15 +101,42 @@ fn accompany(session: &mut Session, program: &Path, mut child: Child) -> Result<
     Err(Error::Torn)
 }
 
-fn pass_on(child: &Child, signal: i32) {
-    if let Some(signal) = Signal::from_named_raw(signal) {
-        // This fails if the command is ending right now.
-        let _ = kill_process(Pid::from_child(child), signal);
+/// What the command was told by signals.
+#[derive(Default)]
+struct Told {
+    /// The last one, and when it came.
+    last: Option<(i32, Instant)>,
+    /// When to resume the servers even if the command has not ended.
+    resume_at: Option<Instant>,
+}
+
+impl Told {
+    fn take(&mut self, signal: i32, command: &Command, report: &Report) {
+        let now = Instant::now();
+        let is_the_same = |(last, when): (i32, Instant)| {
+            last == signal && now.saturating_duration_since(when) < ONE_SIGNAL
+        };
+        if self.last.is_some_and(is_the_same) {
+            return;
+        }
+        self.last = Some((signal, now));
+        // A second signal cuts the time to clean up short.
+        self.resume_at = match self.resume_at {
+            None => now.checked_add(GRACE),
+            Some(_) => Some(now),
+        };
+        let name = signals::name(signal);
+        if command.is_in_our_group() && report.has_got(signal) {
+            report.say(format_args!("{name} has come to {command}, too"));
+        } else {
+            command.signal(signal);
+            report.say(format_args!("{name} is passed on to {command}"));
+        }
     }
 }
 
 /// Pauses all servers, or none.
-pub fn pause(report: Report, options: Options) -> Result<(), Error> {
+pub fn pause(report: &Report, options: Options) -> Result<(), Error> {
     let timeout = options.timeout;
     let mut session = begin(report, options, ENDING, Target::new)?;
     session.pause(How::Plain, timeout).map_err(|e| {
@@ -120,7 +149,7 @@ pub fn pause(report: Report, options: Options) -> Result<(), Error> {
 }
 
 /// Resumes as many servers as possible.
-pub fn resume(report: Report, options: Options) -> Result<(), Error> {
+pub fn resume(report: &Report, options: Options) -> Result<(), Error> {
     let timeout = options.timeout;
     // Signals may end the program: there is nothing to undo.
     let mut session = begin(report, options, &[], Target::to_resume)?;
@@ -130,18 +159,18 @@ pub fn resume(report: Report, options: Options) -> Result<(), Error> {
     }
 }
 
-fn begin(
-    report: Report,
+fn begin<'a>(
+    report: &'a Report,
     options: Options,
     signals: &[i32],
     target: impl Fn(PathBuf) -> Target,
-) -> Result<Session, Error> {
+) -> Result<Session<'a>, Error> {
     let signals = Signals::new(signals).map_err(Error::Signals)?;
     Session::new(report, signals, options.sockets, target)
 }
 
 /// Says why the servers are not paused, in one line for each server.
-fn say_why(report: Report, e: &PauseError) {
+fn say_why(report: &Report, e: &PauseError) {
     match e {
         PauseError::Servers(errors) => errors.iter().for_each(|e| report.say(e)),
         PauseError::Signal(_) => report.say(e),

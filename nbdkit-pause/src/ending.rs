@@ -23,6 +23,11 @@ pub enum Ending {
     /// The hold has ended early, with its connection: the server has closed it, or
     /// we have, because of a reply that makes no sense.
     Lost(Trouble),
+    /// Unknown: the connection has ended, which ends no pause by `p`, but perhaps
+    /// the server has ended, too. The pause is still to be undone.
+    Cut(Trouble),
+    /// `r` was answered, on another connection than the one that ended early.
+    ResumedAnew,
     /// Unknown, as there was no good answer to `-`. We have closed the connection,
     /// which ends the hold.
     Unproved(Trouble),
@@ -41,7 +46,7 @@ impl Ending {
     }
 
     /// Says how it ended with `target`.
-    pub fn say(&self, report: Report, target: &Target) {
+    pub fn say(&self, report: &Report, target: &Target) {
         match self {
             Ending::Untouched => {}
             Ending::Withdrawn => report.say(format_args!("{target}: not asked to pause any more")),
@@ -60,6 +65,13 @@ impl Ending {
             Ending::Lost(trouble) => {
                 report.say(format_args!("{target}: THE PAUSE IS OVER TOO EARLY: {trouble}"))
             }
+            Ending::Cut(trouble) => {
+                report.say(format_args!("{target}: THE PAUSE MAY HAVE HAD A BREAK: {trouble}"))
+            }
+            Ending::ResumedAnew => report.say(format_args!(
+                "{target}: resumed on another connection: the first one had ended, and THE PAUSE \
+                 MAY HAVE HAD A BREAK"
+            )),
             Ending::Unproved(trouble) => report.say(format_args!(
                 "{target}: IT MAY STILL BE PAUSED: {trouble}. It resumes by itself as soon as it \
                  notices that I am gone; if it does not, type: {}",

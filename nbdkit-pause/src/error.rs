@@ -12,6 +12,8 @@ use crate::trouble::Trouble;
 /// Why an action has failed.
 #[derive(Debug)]
 pub enum Error {
+    /// The program can't start a process of its own.
+    NoProcess(io::Error),
     /// The program can't listen to signals.
     Signals(io::Error),
     /// Two paths lead to one socket.
@@ -62,6 +64,7 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Error::NoProcess(e) => write!(f, "cannot start a process: {e}"),
             Error::Signals(e) => write!(f, "cannot listen to signals: {e}"),
             Error::SameSocket(one, other) => write!(
                 f,

@@ -3,7 +3,9 @@
 //! filter, and knows nothing else of nbdkit.
 //!
 //! One thread waits for everything at once (poll(2)): servers, signals, the
-//! command. So nothing it waits for can keep it from resuming.
+//! command. So nothing it waits for can keep it from resuming. What can take for
+//! ever, to load the command's program and to write to standard error, is done by
+//! processes of their own.
 //!
 //! | module | what lives there |
 //! |---|---|
@@ -12,16 +14,20 @@
 //! | [`session`] | all servers of a run: asks all, waits for all, resumes all |
 //! | [`target`] | one of these servers: what is in force there, and what undoes it |
 //! | [`ending`] | how a pause can end, and what to say of it |
+//! | [`command`] | the command's process |
 //! | [`link`] | a connection to a control socket |
 //! | [`trouble`] | what can be wrong with one server |
 //! | [`error`], [`status`] | what stops the program, and the exit status of each |
 //! | [`signals`] | the signals that come in |
 //! | [`report`] | the lines that go to standard error |
+//! | [`fork`] | how the processes start |
 
 mod actions;
 mod args;
+mod command;
 mod ending;
 mod error;
+mod fork;
 mod link;
 mod report;
 mod session;
@@ -52,21 +58,30 @@ fn main() -> ExitCode {
             };
         }
     };
-    let report = Report::new();
+    let report = match Report::new().map_err(Error::NoProcess) {
+        Ok(report) => report,
+        Err(e) => {
+            let _ = writeln!(io::stderr(), "nbdkit-pause: {e}");
+            return ExitCode::from(status::of_error(&e));
+        }
+    };
     let result = match cli.action {
         Action::Run { options, command } => {
-            actions::run(report, options, &command).map(status::of_command)
+            actions::run(&report, options, &command).map(status::of_command)
         }
-        Action::Pause { options } => actions::pause(report, options).map(|()| status::SUCCESS),
-        Action::Resume { options } => actions::resume(report, options).map(|()| status::SUCCESS),
+        Action::Pause { options } => actions::pause(&report, options).map(|()| status::SUCCESS),
+        Action::Resume { options } => actions::resume(&report, options).map(|()| status::SUCCESS),
         Action::Completions { shell } => completions(shell).map(|()| status::SUCCESS),
     };
-    ExitCode::from(result.unwrap_or_else(|e| {
+    let status = result.unwrap_or_else(|e| {
         if !e.is_silent() {
+            report.make_room();
             report.say(&e);
         }
         status::of_error(&e)
-    }))
+    });
+    report.finish();
+    ExitCode::from(status)
 }
 
 fn completions(shell: Shell) -> Result<(), Error> {

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::thread;
@@ -24,22 +25,22 @@ use crate::trouble::Trouble;
 const RETRY: Duration = Duration::from_millis(10);
 
 /// The servers of a run, and what the program listens and talks to meanwhile.
-pub struct Session {
+pub struct Session<'a> {
     targets: Vec<Target>,
     /// The signals that have come. A caller takes all of them before it waits.
     pub signals: Signals,
     /// Where to say what happens.
-    pub report: Report,
+    pub report: &'a Report,
 }
 
-impl Session {
+impl<'a> Session<'a> {
     /// Makes a target of each of `sockets` by `target`.
     ///
     /// # Errors
     /// Two paths lead to one socket. A server that serves one controller at a time
     /// would never answer the second connection.
     pub fn new(
-        report: Report,
+        report: &'a Report,
         signals: Signals,
         sockets: Vec<PathBuf>,
         target: impl Fn(PathBuf) -> Target,
@@ -86,7 +87,7 @@ impl Session {
     fn until_all(
         &mut self,
         limit: Limit,
-        step: impl Fn(&mut Target, Report) -> Result<bool, Trouble>,
+        step: impl Fn(&mut Target, &Report) -> Result<bool, Trouble>,
     ) -> Result<(), PauseError> {
         loop {
             let (mut waiting, mut failed) = (Vec::new(), Vec::new());
@@ -109,7 +110,7 @@ impl Session {
             if limit.is_over() {
                 return Err(PauseError::Servers(waiting));
             }
-            self.wait(limit.left());
+            self.wait(limit.left(), None);
         }
     }
 
@@ -130,7 +131,7 @@ impl Session {
     /// break as far as anybody can know.
     pub fn resume(&mut self, timeout: Duration) -> bool {
         let limit = Limit::new(timeout);
-        // Undo it everywhere before saying anything: standard error may be slow.
+        // Undo it everywhere first.
         let undone: Vec<_> = self.targets.iter_mut().map(Target::undo).collect();
         let mut good = true;
         for (target, ending) in self.targets.iter().zip(undone) {
@@ -155,18 +156,20 @@ impl Session {
             while let Some(signal) = self.signals.next() {
                 self.report.say(format_args!("{}: resuming first", signals::name(signal)));
             }
-            self.wait(limit.left());
+            self.wait(limit.left(), None);
         }
     }
 
-    /// Waits until a server or a signal needs attention, or `limit` has passed.
-    pub fn wait(&self, limit: Option<Duration>) {
+    /// Waits until a server, a signal or `other` needs attention, or `limit` has
+    /// passed.
+    pub fn wait(&self, limit: Option<Duration>, other: Option<BorrowedFd<'_>>) {
         let limit = if self.targets.iter().any(Target::is_connecting) {
             Some(limit.map_or(RETRY, |limit| limit.min(RETRY)))
         } else {
             limit
         };
         let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
+        fds.extend(other.map(|other| PollFd::from_borrowed_fd(other, PollFlags::IN)));
         let links = self.targets.iter().filter_map(Target::link);
         fds.extend(links.map(|link| PollFd::new(link, PollFlags::IN)));
         let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
@@ -182,7 +185,7 @@ fn server_error(target: &Target, trouble: Trouble) -> ServerError {
     ServerError { socket: target.socket().to_owned(), trouble }
 }
 
-fn say_paused(report: Report, target: &Target) {
+fn say_paused(report: &Report, target: &Target) {
     if !target.lacks_holds() {
         report.say(format_args!("{target}: paused"));
         return;
@@ -195,7 +198,7 @@ fn say_paused(report: Report, target: &Target) {
 }
 
 /// Says how it ended with `target`. Returns false if that was not well.
-fn note(report: Report, target: &Target, ending: &Ending) -> bool {
+fn note(report: &Report, target: &Target, ending: &Ending) -> bool {
     ending.say(report, target);
     ending.is_good()
 }

@@ -25,6 +25,7 @@ pub fn of_error(error: &Error) -> u8 {
         Error::NotStarted(..) => NOT_EXECUTABLE,
         Error::NotPaused(PauseError::Signal(signal)) => of_signal(*signal),
         Error::NotPaused(PauseError::Servers(_))
+        | Error::NoProcess(_)
         | Error::Signals(_)
         | Error::SameSocket(..)
         | Error::NotResumed

@@ -2,20 +2,13 @@
 //! is in force there at each moment, and so what it takes to undo it. Nothing
 //! here waits. What several servers need together is in `session`.
 //!
-//! We ask a server for a *hold* (`+`, given back with `-`): it ends with this
-//! program, however that ends, and the reply to `-` tells whether the pause had a
-//! break. A server without holds, such as one with the filter that nbdkit ships,
-//! answers `X` to `+`, and we pause it with `p`. But a server with holds answers
-//! `X`, too, if the pause did not take effect: somebody resumed while it drained,
-//! its time ran out, a flush failed. To send `p` then would override the
-//! operator's `r`, and that pause would stay in force if this program is killed.
-//! Two things tell the one server from the other:
-//!
-//! - An `X` that takes its time comes from a drain: a server without holds
-//!   answers at once. (It does serve us by then, since it has answered the
-//!   greeting.)
-//! - After a quick `X` we send `p`, and after the `P` another `+`. The server is
-//!   idle then, and grants the hold if it has holds: `X` means that it has none.
+//! A server that has holds says so (`H`) when it is asked (`?`). From such a one we
+//! ask for a *hold* (`+`, given back with `-`): it ends with this program, however
+//! that ends, and the reply to `-` tells whether the pause had a break. If it
+//! refuses the hold, it is not paused: a `p` would override the operator's `r`, and
+//! the `r` after it would end everybody else's holds. A server without holds, such
+//! as one with the filter that nbdkit ships, is paused with `p` and resumed with
+//! `r`.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -27,21 +20,19 @@ use crate::ending::Ending;
 use crate::link::Link;
 use crate::trouble::Trouble;
 
-/// A byte that is no command. Only a pause filter answers it with `X`, so its
-/// reply shows, before we pause any server, that this one is served.
-const GREETING: u8 = b'?';
-
-/// A server without holds answers `+` within this time.
-const AT_ONCE: Duration = Duration::from_secs(2);
-
 /// One server, and how far we are with it.
 pub struct Target {
     socket: PathBuf,
     stage: Stage,
     link: Option<Link>,
+    /// It has said that it has holds.
+    has_holds: bool,
     /// We have asked the server to pause.
     asked: bool,
     paused: Option<Instant>,
+    /// The connection has ended while the server was paused by `p`. It may have
+    /// ended, too, and another may serve the disk by now.
+    cut: bool,
 }
 
 /// How to pause a server.
@@ -62,7 +53,6 @@ pub enum How {
 /// | Ready | | nothing |
 /// | HoldAsked | `+` | perhaps the hold, for as long as we are connected |
 /// | PauseAsked | `p` | perhaps the pause |
-/// | HoldTried | `+` | the pause, perhaps the hold, too |
 /// | Held | | the hold |
 /// | Paused | | the pause |
 /// | HoldReturned | `-` | perhaps the hold, for as long as we are connected |
@@ -74,9 +64,8 @@ enum Stage {
     Fresh,
     Greeted,
     Ready,
-    HoldAsked(Instant),
+    HoldAsked,
     PauseAsked(How),
-    HoldTried,
     Held,
     Paused(How),
     HoldReturned,
@@ -91,7 +80,15 @@ enum Stage {
 impl Target {
     /// A server to pause. This does not connect to it yet.
     pub fn new(socket: PathBuf) -> Self {
-        Target { socket, stage: Stage::Fresh, link: None, asked: false, paused: None }
+        Target {
+            socket,
+            stage: Stage::Fresh,
+            link: None,
+            has_holds: false,
+            asked: false,
+            paused: None,
+            cut: false,
+        }
     }
 
     /// A server to resume, whoever paused it. This does not connect to it yet.
@@ -135,17 +132,21 @@ impl Target {
         self.stage == Stage::Over
     }
 
-    /// Connects, and checks that a pause filter answers. Returns false as long as
-    /// it has not.
+    /// Connects, and asks whether the server has holds. Only a pause filter answers
+    /// that as it should, so this shows, too, before we pause any server, that this
+    /// one is served. Returns false as long as it has not answered.
     pub fn greet(&mut self) -> Result<bool, Trouble> {
         if self.stage == Stage::Fresh && self.connect()? {
             self.stage = Stage::Greeted;
-            self.send(GREETING)?;
+            self.send(command::ASK)?;
         }
         if self.stage == Stage::Greeted {
             match self.reply()? {
                 None => {}
-                Some(reply::NO | reply::HAS_HOLDS) => self.stage = Stage::Ready,
+                Some(reply @ (reply::HAS_HOLDS | reply::NO)) => {
+                    self.has_holds = reply == reply::HAS_HOLDS;
+                    self.stage = Stage::Ready;
+                }
                 Some(reply) => return Err(Trouble::wrong_reply(reply)),
             }
         }
@@ -155,8 +156,8 @@ impl Target {
     /// Asks the server to pause. `greet` has returned true before.
     pub fn ask_to_pause(&mut self, how: How) -> Result<(), Trouble> {
         let (command, stage) = match how {
-            How::Hold => (command::HOLD, Stage::HoldAsked(Instant::now())),
-            How::Plain => (command::PAUSE, Stage::PauseAsked(How::Plain)),
+            How::Hold if self.has_holds => (command::HOLD, Stage::HoldAsked),
+            how => (command::PAUSE, Stage::PauseAsked(how)),
         };
         // First, since a command may reach the server even if sending it fails.
         self.asked = true;
@@ -164,34 +165,17 @@ impl Target {
         self.send(command)
     }
 
-    /// Takes the replies that have come since `ask_to_pause`, and sends what has to
-    /// follow. If this fails, the stage still says what there may be to undo.
+    /// Takes the reply that has come since `ask_to_pause`. If this fails, the stage
+    /// still says what there may be to undo.
     pub fn go_on_pausing(&mut self) -> Result<(), Trouble> {
         while let Some(reply) = self.reply()? {
             match (self.stage, reply) {
-                (Stage::HoldAsked(_), reply::HELD) => self.enter_pause(Stage::Held),
-                (Stage::HoldAsked(when), reply::NO) if when.elapsed() > AT_ONCE => {
+                (Stage::HoldAsked, reply::HELD) => self.enter_pause(Stage::Held),
+                (Stage::PauseAsked(how), reply::PAUSED) => self.enter_pause(Stage::Paused(how)),
+                (Stage::HoldAsked | Stage::PauseAsked(_), reply::NO) => {
                     self.stage = Stage::Ready;
                     return Err(Trouble::Refused);
                 }
-                (Stage::HoldAsked(_), reply::NO) => {
-                    self.stage = Stage::PauseAsked(How::Hold);
-                    self.send(command::PAUSE)?;
-                }
-                (Stage::PauseAsked(_), reply::NO) => {
-                    self.stage = Stage::Ready;
-                    return Err(Trouble::Refused);
-                }
-                (Stage::PauseAsked(How::Plain), reply::PAUSED) => {
-                    self.enter_pause(Stage::Paused(How::Plain))
-                }
-                (Stage::PauseAsked(How::Hold), reply::PAUSED) => {
-                    self.stage = Stage::HoldTried;
-                    self.send(command::HOLD)?;
-                }
-                (Stage::HoldTried, reply::NO) => self.enter_pause(Stage::Paused(How::Hold)),
-                // It has holds, so its first X meant that the pause had ended.
-                (Stage::HoldTried, reply::HELD) => return Err(Trouble::Refused),
                 _ => return Err(Trouble::wrong_reply(reply)),
             }
         }
@@ -199,8 +183,9 @@ impl Target {
     }
 
     /// Looks whether the pause has ended while the command runs. A server sends
-    /// nothing unasked, so all that can come is the end of the connection: it ends
-    /// a hold, but not a pause.
+    /// nothing unasked, so all that can come is the end of the connection. It ends
+    /// a hold. A pause may last, and is still to be undone, but nobody can know
+    /// whether it has lasted: the server may have ended, too.
     pub fn watch(&mut self) -> Option<Ending> {
         if !self.is_paused() || self.link.is_none() {
             return None;
@@ -210,10 +195,12 @@ impl Target {
             Ok(Some(reply)) => Trouble::wrong_reply(reply),
             Err(trouble) => trouble,
         };
-        self.link = None;
         match self.stage {
             Stage::Held => self.end(Ending::Lost(trouble)),
-            _ => None,
+            _ => {
+                (self.link, self.cut) = (None, true);
+                Some(Ending::Cut(trouble))
+            }
         }
     }
 
@@ -222,7 +209,7 @@ impl Target {
     pub fn undo(&mut self) -> Option<Ending> {
         match self.stage {
             Stage::Fresh | Stage::Greeted | Stage::Ready => self.end(Ending::Untouched),
-            Stage::HoldAsked(_) => self.end(Ending::Withdrawn),
+            Stage::HoldAsked => self.end(Ending::Withdrawn),
             Stage::Held => match self.send(command::LET_GO) {
                 Ok(()) => self.enter(Stage::HoldReturned),
                 Err(trouble) => self.end(Ending::Lost(trouble)),
@@ -231,11 +218,11 @@ impl Target {
             // serves one controller at a time would not serve another connection.
             Stage::Paused(_) => match self.send(command::RESUME) {
                 Ok(()) => self.enter(Stage::ResumeAsked { anew: false }),
-                Err(_) => self.resume_anew(),
+                Err(_) => self.resume_cut(),
             },
             // On this connection the server would look at `r` only after its reply
             // to the command before. On another one `r` ends even a drain.
-            Stage::PauseAsked(_) | Stage::HoldTried => self.resume_anew(),
+            Stage::PauseAsked(_) => self.resume_anew(),
             _ => None,
         }
     }
@@ -262,10 +249,10 @@ impl Target {
             },
             Stage::ResumeAsked { anew } => match self.reply() {
                 Ok(None) => None,
+                Ok(Some(reply::RESUMED)) if self.cut => self.end(Ending::ResumedAnew),
                 Ok(Some(reply::RESUMED)) => self.end(Ending::Resumed(self.time_paused())),
                 Ok(Some(reply)) => self.end(Ending::Unresumed(Trouble::wrong_reply(reply))),
-                // A server may close an idle connection to make room.
-                Err(_) if !anew => self.resume_anew(),
+                Err(_) if !anew => self.resume_cut(),
                 Err(trouble) => self.end(Ending::Unresumed(trouble)),
             },
             _ => None,
@@ -285,7 +272,7 @@ impl Target {
     /// What is wrong if the server has not answered for so long.
     pub fn overdue(&self, time: Duration) -> Trouble {
         match self.stage {
-            Stage::HoldAsked(_) | Stage::PauseAsked(_) => Trouble::Draining(time),
+            Stage::HoldAsked | Stage::PauseAsked(_) => Trouble::Draining(time),
             _ => Trouble::Silent(time),
         }
     }
@@ -319,6 +306,12 @@ impl Target {
 
     fn time_paused(&self) -> Option<Duration> {
         self.paused.map(|since| since.elapsed())
+    }
+
+    /// Resumes on a new connection, as the one before has ended.
+    fn resume_cut(&mut self) -> Option<Ending> {
+        self.cut = true;
+        self.resume_anew()
     }
 
     /// Resumes on a new connection.

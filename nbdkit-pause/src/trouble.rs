@@ -103,8 +103,8 @@ impl fmt::Display for Trouble {
             ),
             Trouble::Refused => write!(
                 f,
-                "the pause did not take effect: somebody resumed, its time ran out, or a \
-                 flush failed; nbdkit's log says which"
+                "the pause did not take effect: somebody resumed, its time ran out, a flush \
+                 failed, or 32 holds are in force already; nbdkit's log says which"
             ),
             Trouble::Other(e) => write!(f, "{e}"),
         }

@@ -6,6 +6,9 @@ use super::*;
 /// The program under test.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_nbdkit-pause");
 
+/// What it says of a snapshot that is not covered.
+pub const UNUSABLE: &str = "DO NOT USE THE SNAPSHOT";
+
 /// A server that can be paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -183,6 +186,12 @@ impl Held {
     /// It goes on now.
     pub fn goes_on(mut self) {
         self.client.reply(self.ticket).expect("success");
+    }
+
+    /// It does so in time.
+    pub fn goes_on_within(mut self, limit: Duration) {
+        let reply = self.client.reply_within(self.ticket, limit);
+        reply.unwrap_or_else(|| panic!("held for {limit:?} still")).expect("success");
     }
 
     /// It is held still.

@@ -10,6 +10,7 @@
     missing_docs
 )]
 
+mod always_heard;
 mod breaks;
 mod command_line;
 #[path = "../../../tests/common/mod.rs"]
@@ -18,7 +19,9 @@ mod helper;
 mod pause_and_resume;
 mod run;
 mod signals;
+mod told_once;
 mod trouble;
+mod vouches;
 
 // What the modules are written with: they begin with `use super::*`.
 use std::fs;

@@ -1,0 +1,368 @@
+//! Whatever becomes of standard error, of the command's program or of the signals that
+//! the helper was started with, it resumes in time when it is told to end, and a server
+//! with holds resumes at once when it is killed.
+
+use std::ffi::CString;
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::mem;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::ptr;
+
+use libc::{SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGTERM};
+
+use super::*;
+
+/// How long a command that was told to end may keep the servers paused, with some room
+/// for a busy machine.
+const GRACE: Duration = Duration::from_secs(5 + 4);
+
+/// `nbdkit-pause run control -- sh -c SCRIPT`.
+fn run_of(server: &Server, script: &str) -> Command {
+    let mut command = call(server, "run control -- sh -c");
+    command.arg(script);
+    command
+}
+
+/// The processes that this one has started.
+pub fn children(pid: u32) -> Vec<u32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let children = children.unwrap_or_default();
+    children.split_whitespace().map(|pid| pid.parse().expect("a number")).collect()
+}
+
+// A standard error that takes nothing. What keeps it so, such as the other end, is a
+// `T`, and goes before the processes do: one could be stuck in it for ever.
+
+/// Starts this with what is at `path` as its standard error. It is opened there, so
+/// that no other process ever has it.
+fn start_with_stderr(mut command: Command, path: &str) -> Process {
+    let path = CString::new(path).unwrap();
+    // SAFETY: open(2) and dup2(2) are plain system calls, which may be made between fork
+    // and exec; the path ends in NUL.
+    unsafe {
+        command.pre_exec(move || {
+            let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+            match libc::dup2(libc::open(path.as_ptr(), flags), 2) {
+                -1 => Err(io::Error::last_os_error()),
+                _ => Ok(()),
+            }
+        });
+    }
+    Process::start(command)
+}
+
+/// A run whose standard error takes nothing is heard as ever.
+fn expect_to_be_heard<T>(stuck: impl Fn(&Server) -> (String, T) + Sync) {
+    together(KINDS, |kind| {
+        let start = |script: &str| {
+            let server = kind.start();
+            let (path, stuck) = stuck(&server);
+            let mut run = start_with_stderr(run_of(&server, script), &path);
+            run.runs_until("the command runs", || server.path("running").exists());
+            let held = expect_paused(&server);
+            (server, run, held, stuck)
+        };
+        for signal in [SIGTERM, SIGINT, SIGHUP] {
+            let (_server, run, held, _stuck) = start(UNTIL_TOLD);
+            run.signal(signal);
+            held.goes_on_within(PROMPT);
+            run.finish(PROMPT).ends(128 + signal, &[]);
+        }
+        // A command that ignores it is no hindrance either.
+        let (server, run, held, _stuck) = start(&format!("trap '' TERM; {UNTIL_TOLD}"));
+        run.signal(SIGTERM);
+        held.goes_on_within(GRACE);
+        finish_run(&server, run).ends(124, &[]);
+        // And it ends by itself.
+        let (server, run, held, _stuck) = start(UNTIL_TOLD);
+        finish_run(&server, run).ends(0, &[]);
+        held.goes_on();
+        if kind == Holds {
+            let (server, run, held, _stuck) = start(UNTIL_TOLD);
+            run.signal(SIGKILL);
+            held.goes_on_within(PROMPT);
+            end_command(&server);
+        }
+    });
+}
+
+/// A pipe that is full, and its other end.
+fn full_pipe(server: &Server) -> (String, File) {
+    let path = server.path("stderr");
+    files::make_fifo(&path);
+    // To read and write: then nobody has to be there to open it.
+    let mut open = OpenOptions::new();
+    open.read(true).write(true).custom_flags(libc::O_NONBLOCK);
+    let mut pipe = open.open(&path).expect("the pipe");
+    let full = loop {
+        if let Err(e) = pipe.write(&[b'#'; 512]) {
+            break e;
+        }
+    };
+    assert_eq!(full.kind(), ErrorKind::WouldBlock);
+    (path.display().to_string(), pipe)
+}
+
+/// Reads until this has come, too, and returns all.
+fn read_until(pipe: &mut File, parts: &[&str]) -> String {
+    let mut text = String::new();
+    eventually("all is said", GENEROUS, || {
+        match pipe.read_to_string(&mut text) {
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+            other => panic!("{other:?} after {text}"),
+        }
+        parts.iter().all(|part| text.contains(part))
+    });
+    text
+}
+
+/// A terminal at which somebody has typed Ctrl-S, and that person's end of it.
+fn stopped_terminal(_: &Server) -> (String, [File; 2]) {
+    let (mut person, terminal, path) = terminal();
+    person.write_all(b"\x13").expect("Ctrl-S");
+    (path, [person, terminal])
+}
+
+/// A person's end of a new terminal, its other end, and the path of that.
+pub fn terminal() -> (File, File, String) {
+    let mut open = OpenOptions::new();
+    open.read(true).write(true).custom_flags(libc::O_NOCTTY);
+    let person = open.open("/dev/ptmx").expect("a terminal");
+    let (unlocked, mut number) = (0, 0);
+    // SAFETY: the first reads an int and the second writes one (TIOCSPTLCK(2const),
+    // TIOCGPTN(2const)), both of this frame.
+    let failed = unsafe {
+        libc::ioctl(person.as_raw_fd(), libc::TIOCSPTLCK, &raw const unlocked)
+            | libc::ioctl(person.as_raw_fd(), libc::TIOCGPTN, &raw mut number)
+    };
+    assert_eq!(failed, 0, "{}", io::Error::last_os_error());
+    let path = format!("/dev/pts/{number}");
+    let terminal = open.open(&path).expect("its other end");
+    (person, terminal, path)
+}
+
+/// The server's own disk, as a file. It is on a file system in user space.
+struct Mounted {
+    path: String,
+    _nbdfuse: Process,
+}
+
+fn mounted(server: &Server) -> (String, Mounted) {
+    server.make("mounted");
+    let path = server.path("mounted");
+    let mut nbdfuse = Command::new("nbdfuse");
+    nbdfuse.arg(&path).arg("--unix").arg(server.socket());
+    let mut nbdfuse = Process::start(nbdfuse);
+    nbdfuse.runs_until("it is mounted", || server.size("mounted") > 0);
+    let path = path.display().to_string();
+    (path.clone(), Mounted { path, _nbdfuse: nbdfuse })
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").args(["-l", &self.path]).status();
+    }
+}
+
+#[test]
+fn a_full_pipe_for_standard_error_keeps_nobody_from_being_heard() {
+    expect_to_be_heard(full_pipe);
+}
+
+#[test]
+fn a_stopped_terminal_for_standard_error_keeps_nobody_from_being_heard() {
+    expect_to_be_heard(stopped_terminal);
+}
+
+#[test]
+fn a_standard_error_on_the_paused_disk_keeps_nobody_from_being_heard() {
+    if !is_root() || !["/dev/fuse", "/usr/bin/nbdfuse"].iter().all(|it| Path::new(it).exists()) {
+        println!("SKIPPED: there is no nbdfuse, or it can't be used");
+        return;
+    }
+    expect_to_be_heard(mounted);
+}
+
+#[test]
+fn what_standard_error_does_not_take_is_said_when_it_does() {
+    let server = Holds.start();
+    let (path, mut pipe) = full_pipe(&server);
+    let mut run = start_with_stderr(run_of(&server, UNTIL_TOLD), &path);
+    run.runs_until("the command runs", || server.path("running").exists());
+    finish_run(&server, run).ends(0, &[]);
+    let last = "sh has ended: exit status: 0\n";
+    read_until(&mut pipe, &["control: paused", "sh runs", "without a break", last]);
+}
+
+#[test]
+fn what_there_is_no_room_for_is_counted_and_the_last_word_is_said() {
+    let server = Holds.start();
+    let (path, mut pipe) = full_pipe(&server);
+    // Lines that name it are long.
+    let shell = format!("{}bin/sh", "/".repeat(3000));
+    let mut command = call(&server, &format!("run control -- {shell} -c"));
+    command.arg(format!("trap '' HUP INT; {UNTIL_TOLD}"));
+    let mut run = start_with_stderr(command, &path);
+    run.runs_until("the command runs", || server.path("running").exists());
+    let status = format!("/proc/{}/status", run.pid());
+    for _ in 0..300 {
+        for signal in [SIGHUP, SIGINT] {
+            run.signal(signal);
+            // Each is told of.
+            eventually("it is taken", GENEROUS, || {
+                fs::read_to_string(&status).unwrap().contains("ShdPnd:\t0000000000000000")
+            });
+        }
+    }
+    server.make("go");
+    let text = read_until(&mut pipe, &[UNUSABLE]);
+    assert!(text.contains("lines are missing here"), "{text}");
+    run.finish(PROMPT).ends(124, &[]);
+}
+
+// A program that can't be loaded, or not yet.
+
+/// `nbdkit-pause run control -- ./slow`, where the system takes long to begin to load
+/// that program: the process of the helper, and that of strace around it.
+fn start_slow_program(server: &Server) -> (u32, Process) {
+    fs::write(server.path("slow"), "#!/bin/sh\ntouch ran\n").expect("a script");
+    set_mode(&server.path("slow"), 0o755);
+    let mut strace = Command::new("strace");
+    strace
+        .args(["-f", "-P", "./slow", "-o", "trace", "-e", "trace=execve"])
+        .args(["-e", "inject=execve:delay_enter=45s", PROGRAM, "run", "control", "--", "./slow"])
+        .current_dir(server.dir());
+    let mut strace = Process::start(strace);
+    let (pid, mut helper) = (strace.pid(), None);
+    strace.runs_until("the helper is there", || {
+        helper = children(pid).first().copied();
+        let exe = helper.and_then(|pid| fs::read_link(format!("/proc/{pid}/exe")).ok());
+        exe.is_some_and(|exe| exe == Path::new(PROGRAM))
+    });
+    (helper.expect("found"), strace)
+}
+
+#[test]
+fn a_program_that_can_not_be_loaded_keeps_nobody_from_being_heard() {
+    together(KINDS, |kind| {
+        let server = kind.start();
+        let (pid, _strace) = start_slow_program(&server);
+        let held = wait_until_paused(&server);
+        send_signal(pid, SIGTERM);
+        held.goes_on_within(GRACE);
+        not_run(&[&server]);
+    });
+}
+
+#[test]
+fn killed_while_the_program_is_being_loaded_it_resumes_where_there_are_holds() {
+    let server = Holds.start();
+    let (pid, _strace) = start_slow_program(&server);
+    let held = wait_until_paused(&server);
+    // So that the program is waited for.
+    thread::sleep(A_WHILE);
+    send_signal(pid, SIGKILL);
+    held.goes_on_within(PROMPT);
+    not_run(&[&server]);
+}
+
+#[test]
+fn killed_while_the_server_drains_it_leaves_no_process() {
+    for kind in KINDS {
+        let (server, _client) = kind.stuck();
+        let run = run_on(&[&server], "", "touch ran");
+        let _held = wait_until_paused(&server);
+        let processes = children(run.pid());
+        assert!(!processes.is_empty(), "nothing waits for its word");
+        run.signal(SIGKILL);
+        eventually("they end", PROMPT, || processes.iter().all(|&pid| !is_alive(pid)));
+        assert!(!server.path("ran").exists());
+    }
+}
+
+// Signals that the helper was started with.
+
+/// All are blocked, but the real-time ones.
+fn block() {
+    // SAFETY: these write to a set of this frame, for which all zeroes is a value, and
+    // to this thread's mask.
+    unsafe {
+        let mut set = mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in 1..32 {
+            libc::sigaddset(&raw mut set, signal);
+        }
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut());
+    }
+}
+
+fn ignore() {
+    for signal in [SIGTERM, SIGCHLD] {
+        // SAFETY: signal(2) takes two integers.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
+/// In its process, `first` is done before.
+fn after(first: fn(), mut command: Command) -> Command {
+    // SAFETY: `first` is one of the two above: plain system calls, which may be made
+    // between fork and exec.
+    unsafe {
+        command.pre_exec(move || {
+            first();
+            Ok(())
+        });
+    }
+    command
+}
+
+/// TERM is not heard by the command, which was started in the same way, but by the
+/// helper. A shell would unblock signals, so it is no shell.
+fn expect_resume_under_a_deaf_command(first: fn(), signal: i32) {
+    let server = Holds.start();
+    let run = Process::start(after(first, call(&server, "run control -- sleep 60")));
+    eventually("the command runs", GENEROUS, || run.stderr().contains("sleep runs"));
+    let mut commands = children(run.pid());
+    commands.retain(|pid| {
+        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "sleep\n")
+    });
+    assert_eq!(commands.len(), 1);
+    let held = expect_paused(&server);
+    run.signal(signal);
+    held.goes_on_within(GRACE);
+    let said = "sleep has not ended: resuming";
+    eventually("it is said", PROMPT, || run.stderr().contains(said));
+    send_signal(commands[0], SIGKILL);
+    run.finish(PROMPT).ends(124, &[]);
+}
+
+#[test]
+fn signals_that_were_blocked_are_heard() {
+    let server = Holds.start();
+    // The end of the command is a signal, too.
+    after(block, run_of(&server, "exit 3")).ends(3, &[]);
+    together([SIGTERM, SIGINT, SIGHUP], |signal| expect_resume_under_a_deaf_command(block, signal));
+}
+
+#[test]
+fn a_sigterm_and_a_sigchld_that_were_ignored_are_heard() {
+    let server = Holds.start();
+    after(ignore, run_of(&server, "exit 3")).ends(3, &[]);
+    expect_resume_under_a_deaf_command(ignore, SIGTERM);
+}
+
+#[test]
+fn the_command_inherits_the_signals_that_the_helper_was_given() {
+    let server = Holds.start();
+    let show = ["grep", "^Sig[BI]", "/proc/self/status"];
+    for first in [block, ignore] {
+        let mut direct = Command::new(show[0]);
+        direct.args(&show[1..]);
+        let through = call(&server, &format!("run control -- {}", show.join(" ")));
+        let [direct, through] =
+            [direct, through].map(|it| run(after(first, it)).succeeded().stdout);
+        assert_eq!(through, direct);
+    }
+}
