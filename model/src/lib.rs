@@ -200,9 +200,11 @@ impl<'a> Model<'a> {
         self.losses = losses;
     }
 
-    /// Whether nobody can have wanted the gate closed at that time.
+    /// Whether nobody can have wanted the gate closed at that time. When the server
+    /// ends it need not be opened.
     pub fn is_surely_open(&self, at: Duration) -> bool {
-        !self.closings.iter().any(|it| it.step.command.sent.at <= at && at <= it.end)
+        at < self.terminated.at
+            && !self.closings.iter().any(|it| it.step.command.sent.at <= at && at <= it.end)
     }
 
     /// Whether that connection surely had a hold at that time.

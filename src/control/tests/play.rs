@@ -34,6 +34,8 @@ enum Op {
     /// A connection ends with writes that could not be flushed.
     Lose,
     FlushEnds(bool),
+    /// nbdkit says that the server ends.
+    End,
     /// In milliseconds.
     Wait(u8),
 }
@@ -124,6 +126,7 @@ fn act(stage: &mut Stage, op: &Op) {
         Op::Write if stage.inside.iter().any(Option::is_some) => stage.below.lock().written += 1,
         Op::Write => {}
         Op::Lose => stage.below.lock().lost = stage.flushes,
+        Op::End => stage.end(),
         Op::FlushEnds(well) => drop(stage.end_flush(well)),
         Op::Wait(millis) => stage.wait(Duration::from_millis(millis.into())),
     }
@@ -142,7 +145,8 @@ fn assert_is_settled(stage: &Stage, op: &Op) {
 
 fn judge(stage: &Stage) -> Ending {
     let history = stage.history();
-    let mut model = Model::new(&history, stage.rules, Mark::NEVER, |_| 0);
+    let ended = stage.ended.unwrap_or(Mark::NEVER);
+    let mut model = Model::new(&history, stage.rules, ended, |_| 0);
     model.had_losses(stage.losses());
     let mut wrong = model.wrong_replies();
     let pauses = model.pauses();
@@ -170,7 +174,7 @@ fn judge(stage: &Stage) -> Ending {
         }
     }
     for (at, when) in &stage.unstable {
-        wrong.push(format!("{when} at {at:?}, and not all was stable"));
+        wrong.push(format!("{when} at {at:?}, and not all was stable, or the server ended"));
     }
     if !wrong.is_empty() {
         for (number, connection) in history.iter().enumerate() {

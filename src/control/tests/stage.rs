@@ -72,7 +72,10 @@ pub struct Stage<'a> {
     pub in_flight: Vec<(Duration, usize)>,
     /// Who was closed to make room, and when.
     pub closed: Vec<(Duration, usize)>,
-    /// Replies that say that a pause is in force, where not all was stable.
+    /// nbdkit has said that the server ends.
+    pub ended: Option<Mark>,
+    /// Replies that say that a pause is in force, where not all was stable, or the
+    /// server ended.
     pub unstable: Vec<(Duration, char)>,
 }
 
@@ -94,6 +97,7 @@ impl<'a> Stage<'a> {
             requests: Vec::new(),
             in_flight: vec![(Duration::ZERO, 0)],
             closed: Vec::new(),
+            ended: None,
             unstable: Vec::new(),
         }
     }
@@ -274,12 +278,14 @@ impl<'a> Stage<'a> {
                 let mut has_loss = false;
                 for (noticed, told) in untold {
                     has_loss |= *noticed < command.sent.at;
-                    if matches!((command.byte, reply), (b'p' | b'+', b'X')) {
+                    let asks = command.byte == b'p' || command.byte == b'+' && self.rules.holds;
+                    if asks && reply == b'X' {
                         *told = now.at;
                     }
                 }
                 let is_stable = below.is_stable() && !has_loss;
-                if self.flushes && vouches && !is_stable {
+                let is_over = self.ended.is_some_and(|end| end.at < command.sent.at);
+                if vouches && (is_over || self.flushes && !is_stable) {
                     self.unstable.push((now.at, reply.into()));
                 }
             }
@@ -318,7 +324,8 @@ impl<'a> Stage<'a> {
 
     /// nbdkit says that the server ends.
     pub fn end(&mut self) {
-        self.tick();
+        let now = self.tick();
+        self.ended.get_or_insert(now);
         self.core.server_ends();
     }
 
