@@ -43,7 +43,8 @@ fn start_with_stderr(mut command: Command, path: &str) -> Process {
     // and exec; the path ends in NUL.
     unsafe {
         command.pre_exec(move || {
-            let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+            // Not to read as well: of a pipe, it would be its own reader for ever.
+            let flags = libc::O_WRONLY | libc::O_NOCTTY | libc::O_CLOEXEC;
             match libc::dup2(libc::open(path.as_ptr(), flags), 2) {
                 -1 => Err(io::Error::last_os_error()),
                 _ => Ok(()),
@@ -58,8 +59,10 @@ fn expect_to_be_heard<T>(stuck: impl Fn(&Server) -> (String, T) + Sync) {
     together(KINDS, |kind| {
         let start = |script: &str| {
             let server = kind.start();
+            // Dropped last, also where this panics: see `T`.
+            let mut run;
             let (path, stuck) = stuck(&server);
-            let mut run = start_with_stderr(run_of(&server, script), &path);
+            run = start_with_stderr(run_of(&server, script), &path);
             run.runs_until("the command runs", || server.path("running").exists());
             let held = expect_paused(&server);
             (server, run, held, stuck)
