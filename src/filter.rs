@@ -83,6 +83,8 @@ unsafe extern "C" fn open(
     let Some(next) = next else {
         return ptr::null_mut();
     };
+    // Before the layers below, which may fail.
+    lifecycle::opens();
     // SAFETY: `next` is called with the context that came with it, as ".open" should.
     if unsafe { next(context, readonly, exportname) } == -1 {
         return ptr::null_mut();

@@ -151,9 +151,14 @@ fn serve(instance: &mut Instance) -> Result<Serving, Failed> {
     Ok(Serving { control, gate, connections, flush, is_parallel: instance.is_parallel })
 }
 
+/// A connection is about to be opened: if the calling thread was closing one, that is
+/// over.
+pub fn opens() {
+    thread_slot::leave();
+}
+
 /// A client has connected: the handle for its requests, valid until `close`.
 pub fn open() -> Result<*const Connection, Failed> {
-    thread_slot::leave();
     with_serving(|serving| serving.connections.open(serving.gate.clone()))
 }
 

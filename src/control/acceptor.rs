@@ -13,9 +13,7 @@ use crate::os::advice::Advised;
 use crate::os::{self, EventFd};
 use crate::socket::ControlSocket;
 
-/// This many are accepted in one turn at most. Each of those who were there has been
-/// served in that turn, and half of the controllers are no holders: nobody makes room
-/// who was never served.
+/// This many are accepted in one turn at most.
 const BATCH: usize = 32;
 
 /// After accept(2) failed, the listener is left alone for this long. It stays
@@ -99,6 +97,10 @@ impl Acceptor {
                     self.not_before = Instant::now().checked_add(PATIENCE);
                     return;
                 }
+            }
+            // One that makes room is to have had its turns: no more than one each.
+            if controllers.core.is_full() {
+                return;
             }
             // By those that were used for this one the process may be out of them.
             if self.spare.is_none() || !os::is_readable(self.listener()) {

@@ -31,25 +31,16 @@ pub struct Core {
     /// In the order in which they came.
     controllers: Vec<Controller>,
     last: Id,
-    /// Those with a command that has no reply yet; some may have gone.
+    /// Those with a command that has no reply yet.
     waiting: Vec<Id>,
     /// How many turns there were: another controller has the first go in each.
     turns: usize,
-    has_more: bool,
 }
 
 impl Core {
     /// Nobody is connected. `holds` says whether `+` and `-` are commands.
     pub fn new(pause: Pause, holds: bool) -> Self {
-        Core {
-            pause,
-            holds,
-            controllers: Vec::new(),
-            last: Id(0),
-            waiting: Vec::new(),
-            turns: 0,
-            has_more: false,
-        }
+        Core { pause, holds, controllers: Vec::new(), last: Id(0), waiting: Vec::new(), turns: 0 }
     }
 
     /// A controller has connected. Make room first: see `is_full`.
@@ -93,6 +84,7 @@ impl Core {
     pub fn close(&mut self, who: Id, why: &str) {
         if let Ok(place) = self.place(who) {
             let closed = self.controllers.remove(place);
+            self.waiting.retain(|&waits| waits != who);
             info!("{} is closed to admit another: {why}", closed.name);
         }
     }
@@ -169,7 +161,8 @@ impl Core {
 
     /// Whether commands are left that only want another turn.
     pub fn has_more(&self) -> bool {
-        self.has_more
+        // An answer to one may have set another going.
+        self.controllers.iter().any(|it| it.dialogue.has_command())
     }
 
     /// Moves the pause on and carries out what was received, a few commands of each
@@ -190,8 +183,6 @@ impl Core {
         for id in order {
             self.serve(id, now);
         }
-        // An answer to one may have set another going.
-        self.has_more = self.controllers.iter().any(|it| it.dialogue.has_command());
     }
 
     /// Wakes the requests that were held, if the gate was opened.

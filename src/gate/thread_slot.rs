@@ -38,8 +38,10 @@ impl Drop for Owner {
 pub fn keep(gate: &Arc<Gate>, pass: Pass<'_>) {
     // A thread past its end has no owner, and nothing to come either.
     let _ = OWNER.try_with(|owner| {
+        // One that is kept already stays.
         if let Some(owner) = owner.get() {
-            owner.kept.set(Some((gate.clone(), pass.keep())));
+            let kept = owner.kept.take().unwrap_or_else(|| (gate.clone(), pass.keep()));
+            owner.kept.set(Some(kept));
         }
     });
 }
