@@ -19,9 +19,6 @@ pub struct Connection {
     /// The next layer, from `prepare` to `finalize`, if it is to be flushed.
     /// Locked while it is.
     next: Mutex<Option<Next>>,
-    /// Whether to flush also what was not changed by this connection: a former server
-    /// may have left its writes in a cache.
-    flush_fresh: AtomicBool,
     /// The client has left in some way, and what layers above us still ask for is
     /// on their own behalf.
     is_finalized: AtomicBool,
@@ -34,7 +31,6 @@ impl Connection {
             gate,
             changes: Changes::new(),
             next: Mutex::new(None),
-            flush_fresh: AtomicBool::new(false),
             is_finalized: AtomicBool::new(false),
         }
     }
@@ -57,11 +53,13 @@ impl Connection {
         result
     }
 
-    /// From now on pauses flush this connection; `fresh` if also before it has changed
-    /// anything, when it may still be negotiating. On nbdkit's thread, from `prepare`;
+    /// From now on pauses flush this connection: once also where it has changed nothing,
+    /// if that may be done while it negotiates. On nbdkit's thread, from `prepare`;
     /// `next` stays good until `finalize`.
-    pub fn flushable(&self, next: Next, fresh: bool) {
-        self.flush_fresh.store(fresh, Ordering::Relaxed);
+    pub fn flushable(&self, next: Next, while_it_negotiates: bool) {
+        if while_it_negotiates {
+            self.changes.assume_left_over();
+        }
         *self.next.lock() = Some(next);
     }
 
@@ -99,10 +97,14 @@ impl Connection {
     }
 
     /// Lets go of the next layer if `finalize` was left out, as it is where an
-    /// outer layer's has failed. False if writes are lost thereby. It waits for
-    /// a flush that is in progress.
-    pub fn abandon(&self) -> bool {
-        self.next.lock().take().is_none() || !self.changes.are_there()
+    /// outer layer's has failed. `lost` is called if writes are lost thereby, before any
+    /// pause can find that there is nothing to flush. It waits for a flush that is in
+    /// progress.
+    pub fn abandon(&self, lost: impl FnOnce()) {
+        let mut next = self.next.lock();
+        if next.take().is_some() && self.changes.are_there() {
+            lost();
+        }
     }
 
     /// The layers below are about to be closed, when they may write what they have
@@ -128,14 +130,7 @@ impl Connection {
     /// Whether `make_stable` would call the next layer. It waits for a flush
     /// that is in progress.
     pub fn needs_flush(&self) -> bool {
-        self.wants_flush() && self.next.lock().is_some()
-    }
-
-    fn wants_flush(&self) -> bool {
-        match self.flush_fresh.load(Ordering::Relaxed) {
-            true => self.changes.want_flush(),
-            false => self.changes.are_there(),
-        }
+        self.changes.want_flush() && self.next.lock().is_some()
     }
 
     /// Flushes the connection if it needs that and is not finalized. On a thread of
@@ -143,7 +138,7 @@ impl Connection {
     pub fn make_stable(&self) -> Result<(), FlushFailed> {
         let next = self.next.lock();
         match next.as_ref() {
-            Some(next) if self.wants_flush() => self.flush(|| next.flush(), Result::is_ok),
+            Some(next) if self.changes.want_flush() => self.flush(|| next.flush(), Result::is_ok),
             _ => Ok(()),
         }
     }

@@ -35,10 +35,7 @@ impl Connections {
     pub fn close(&self, handle: *const Connection) {
         let closed = self.open.lock().get(&handle.addr()).cloned();
         let Some(closed) = closed else { return };
-        // Before it is forgotten: no pause may find neither.
-        if !closed.abandon() {
-            self.writes_are_lost();
-        }
+        closed.abandon(|| self.writes_are_lost());
         closed.wait_to_close();
         self.open.lock().remove(&handle.addr());
     }

@@ -39,10 +39,6 @@ struct Serving {
     control: Control,
     gate: Arc<Gate>,
     connections: Arc<Connections>,
-    /// Pauses flush.
-    flush: bool,
-    /// Calls on one connection may be made in parallel.
-    is_parallel: bool,
 }
 
 /// The callback failed, and the log says why.
@@ -139,16 +135,15 @@ fn serve(instance: &mut Instance) -> Result<Serving, Failed> {
     let gate = Arc::new(Gate::new(Barrier::best(), move || signalled.signal()));
     info!("pauses rely on {}", gate.barrier());
     let connections = Arc::new(Connections::default());
-    let flush = instance.config.flush();
     let rules = Rules {
-        flush: flush.then(|| connections.clone()),
+        flush: instance.config.flush().then(|| connections.clone()),
         timeout: instance.config.timeout(),
         holds: instance.config.hold(),
     };
     let socket = instance.socket.take().ok_or_else(|| failed("there is no control socket"))?;
     let control = Control::start(socket, gate.clone(), event, rules)
         .map_err(|why| failed(format_args!("pause-control: {why}")))?;
-    Ok(Serving { control, gate, connections, flush, is_parallel: instance.is_parallel })
+    Ok(Serving { control, gate, connections })
 }
 
 /// A connection is about to be opened: if the calling thread was closing one, that is
@@ -164,7 +159,8 @@ pub fn open() -> Result<*const Connection, Failed> {
 
 /// The connection's requests are about to begin; `next` is where they go.
 pub fn prepare(connection: &Connection, next: Next) -> Result<(), Failed> {
-    let (flush, is_parallel) = with_serving(|serving| (serving.flush, serving.is_parallel))?;
+    let (flush, is_parallel) =
+        with_instance(|instance| Ok((instance.config.flush(), instance.is_parallel)))?;
     // Asked now, since nbdkit remembers the answer and does not fail later.
     if flush && next.can_flush().map_err(|()| Failed)? {
         connection.flushable(next, is_parallel);

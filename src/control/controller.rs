@@ -4,7 +4,9 @@
 use std::fmt;
 use std::time::Instant;
 
-use super::protocol::Dialogue;
+use log::error;
+
+use super::protocol::{Command, Dialogue};
 
 /// Tells a controller apart from all others since the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,6 +50,22 @@ pub struct Name {
 }
 
 impl Controller {
+    /// It sends `command`. Says so, once, if it seems not to mean that.
+    pub fn listen_for_another_protocol(&mut self, command: Command) {
+        match (self.speaks, command) {
+            (Speaks::Commands, Command::Unknown) => self.speaks = Speaks::Something,
+            (Speaks::Something, Command::Pause) => {
+                self.speaks = Speaks::Paused;
+                error!(
+                    "{} has paused the server by a p among bytes that are no commands: if it \
+                     takes the control socket for another one, resume (send r)",
+                    self.name
+                );
+            }
+            _ => {}
+        }
+    }
+
     /// Whether all that it sent is carried out and answered, and no more comes.
     pub fn is_finished(&self) -> bool {
         self.input_ended && self.dialogue.is_done() && self.dialogue.replies().is_empty()

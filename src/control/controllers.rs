@@ -67,8 +67,7 @@ impl Controllers {
         if !self.core.listens_to(id) {
             return;
         }
-        let place = self.streams.binary_search_by_key(&id, |(id, _)| *id);
-        let Some((_, stream)) = place.ok().and_then(|place| self.streams.get_mut(place)) else {
+        let Some((_, stream)) = self.streams.iter_mut().find(|(other, _)| *other == id) else {
             return;
         };
         let mut chunk = [0; CHUNK];
@@ -85,8 +84,8 @@ impl Controllers {
         }
     }
 
-    /// Sends the replies that can be sent, wakes the requests that were held, and parts
-    /// with those who are done.
+    /// Sends the replies that can be sent, parts with those who are done, and wakes the
+    /// requests that were held.
     pub fn write(&mut self) {
         for (id, stream) in &mut self.streams {
             let id = *id;
@@ -100,11 +99,9 @@ impl Controllers {
                 }
             }
         }
-        self.core.wake();
         for id in self.core.part(Instant::now()) {
             self.remove(id);
         }
-        // The end of a hold may have opened the gate, too.
         self.core.wake();
     }
 

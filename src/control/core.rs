@@ -7,7 +7,7 @@
 use std::mem;
 use std::time::Instant;
 
-use log::{debug, error, info};
+use log::{debug, info};
 
 use super::controller::{Controller, Id, Name, Peer, Speaks};
 use super::pause::{Outcome, Pause, Progress};
@@ -168,7 +168,7 @@ impl Core {
     /// Moves the pause on and carries out what was received, a few commands of each
     /// controller. Call it when something has come, when the gate or the flusher has
     /// signalled, at the `deadline`, and while it `has_more`. Send `replies` after it,
-    /// then `wake`, and then `part`.
+    /// then `part`, and then `wake`.
     pub fn turn(&mut self, now: Instant) {
         // Before any command is heard: one that comes after the deadline must
         // not find the pause still in force.
@@ -272,17 +272,7 @@ impl Core {
         let Some(controller) = self.get_mut(id) else { return };
         let name = controller.name;
         debug!("{name}: {command:?}");
-        match (controller.speaks, command) {
-            (Speaks::Commands, Command::Unknown) => controller.speaks = Speaks::Something,
-            (Speaks::Something, Command::Pause) => {
-                controller.speaks = Speaks::Paused;
-                error!(
-                    "{name} has paused the server by a p among bytes that are no commands: if it \
-                     takes the control socket for another one, resume (send r)"
-                );
-            }
-            _ => {}
-        }
+        controller.listen_for_another_protocol(command);
         let (outcome, hope) = match command {
             Command::Pause => (self.pause.pause(&name, now), Reply::Paused),
             Command::Hold if self.holds => (self.pause.hold(id, &name, now), Reply::Held),

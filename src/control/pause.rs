@@ -19,6 +19,9 @@ use crate::gate::Gate;
 /// room, so there have to be places that no hold can take.
 const MOST_HOLDS: usize = 32;
 
+/// What is said where a pause ends that nobody has given back.
+const TORN: &str = "whoever relied on it must not: a snapshot that is being taken now is torn";
+
 /// Owns the closing side of the gate.
 pub struct Pause {
     gate: Arc<Gate>,
@@ -42,7 +45,7 @@ pub struct Pause {
 pub enum Outcome {
     /// It has taken effect; a pause is in force.
     Done,
-    /// Not yet; ask `progress` when the bell rings.
+    /// Not yet; ask `progress` when the gate or the flusher has signalled.
     Pending,
     /// There is no such thing.
     Failed,
@@ -165,10 +168,7 @@ impl Pause {
         if self.is_wanted() {
             self.asked = false;
             self.holds.clear();
-            error!(
-                "the server ends: whoever relied on the pause must not: a snapshot that is being \
-                 taken now is torn"
-            );
+            error!("the server ends, and the pause with it; {TORN}");
         }
     }
 
@@ -197,8 +197,7 @@ impl Pause {
         if self.deadline().is_some_and(|deadline| deadline <= now) {
             self.end(format_args!("resumed by pause-timeout"), now);
             error!(
-                "pause-timeout: the pause is ended after {:?}; whoever relied on it must not: \
-                 a snapshot that is being taken now is torn",
+                "pause-timeout: the pause is ended after {:?}; {TORN}",
                 self.timeout.unwrap_or_default(),
             );
             return Progress::Ended;
@@ -207,8 +206,7 @@ impl Pause {
             self.end(format_args!("resumed by the end of the server"), now);
             error!(
                 "the server was told to end, and requests that may not be dropped are held: \
-                 the pause is ended for them; whoever relied on it must not: a snapshot that is \
-                 being taken now is torn"
+                 the pause is ended for them; {TORN}"
             );
             return Progress::Ended;
         }
@@ -293,7 +291,7 @@ impl Pause {
         self.asked = false;
         self.holds.clear();
         let stage = mem::replace(&mut self.stage, Stage::Running);
-        // What is said below can wait; requests have waited long enough.
+        // Before anything is said: that can wait.
         let held = self.gate.held();
         self.gate.open();
         self.to_wake |= stage.closed().is_some();

@@ -24,8 +24,8 @@ use super::{Barrier, Gate};
 
 /// All is flushed that was changed.
 const FLUSHED: u32 = 0;
-/// Nothing was changed yet, but what another server wrote may be in a cache.
-const FRESH: u32 = 1;
+/// Nothing was changed, but a former server may have left its writes in a cache.
+const LEFT_OVER: u32 = 1;
 /// Something was changed.
 const CHANGED: u32 = 2;
 
@@ -36,9 +36,15 @@ pub struct Changes(AtomicU32);
 pub struct Taken(u32);
 
 impl Changes {
-    /// Those of a connection that has just been opened.
+    /// Nothing was changed yet.
     pub fn new() -> Self {
-        Changes(AtomicU32::new(FRESH))
+        Changes(AtomicU32::new(FLUSHED))
+    }
+
+    /// A flush has something to do in any case: a former server may have left its
+    /// writes in a cache.
+    pub fn assume_left_over(&self) {
+        self.0.fetch_max(LEFT_OVER, Ordering::AcqRel);
     }
 
     /// A request has changed the disk, or has tried to. Call it before its pass ends.

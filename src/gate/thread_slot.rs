@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn each_thread_has_a_seat_of_its_own_and_gives_it_back() {
+    fn each_thread_has_a_slot_of_its_own_and_gives_it_back() {
         let gate = Arc::new(Gate::new(Barrier::best(), || {}));
         let slots: Vec<usize> = (0..4)
             .map(|_| {

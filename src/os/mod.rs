@@ -34,16 +34,19 @@ pub fn poll(fds: &mut [PollFd<'_>], limit: Option<Duration>) -> io::Result<()> {
 
 /// Whether a read of it, or accept(2), has something to tell at once.
 pub fn is_readable(fd: impl AsFd) -> bool {
-    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
-    poll(&mut fds, Some(Duration::ZERO)).is_ok() && fds.iter().all(|fd| !fd.revents().is_empty())
+    is_ready(fd, PollFlags::IN, Duration::ZERO)
 }
 
 /// Whether a short write to standard error would not wait, now or before
 /// `patience` is over.
 pub fn stderr_takes_more(patience: Duration) -> bool {
-    let stderr = io::stderr();
-    let mut fds = [PollFd::new(&stderr, PollFlags::OUT)];
-    // An error of it counts as well: the write finds that, and returns.
+    is_ready(io::stderr(), PollFlags::OUT, patience)
+}
+
+/// Whether it is ready for what is wanted, now or before `patience` is over. An error
+/// of it counts as well: whoever reads or writes finds that, and does not wait.
+fn is_ready(fd: impl AsFd, wanted: PollFlags, patience: Duration) -> bool {
+    let mut fds = [PollFd::new(&fd, wanted)];
     poll(&mut fds, Some(patience)).is_ok() && fds.iter().all(|fd| !fd.revents().is_empty())
 }
 

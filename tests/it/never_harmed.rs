@@ -90,6 +90,11 @@ fn a_write_whose_client_had_gone_when_it_came_ends_the_pause_of_a_server_that_en
 /// of it in the file system, in part only as the connection is closed.
 fn file_system() -> Setup {
     let setup = Setup::new(&["file", "disk.img"]).above("ext2", &["ext2file=/file"]);
+    in_a_file_system(setup).logged_above()
+}
+
+/// With a file system in `disk.img`, and in that a file of 1 MiB.
+pub fn in_a_file_system(setup: Setup) -> Setup {
     let content = setup.path("content");
     fs::create_dir(&content).unwrap();
     // A hole, so that each write takes a block of the file system.
@@ -97,10 +102,11 @@ fn file_system() -> Setup {
     let mut command = clients::system_program("mke2fs");
     command.args(["-q", "-t", "ext2", "-d"]).arg(&content).arg(setup.path("disk.img")).arg("8M");
     run(command).succeeded();
-    setup.logged_above()
+    setup
 }
 
-fn expect_whole(ended: &Ended) {
+/// The file system is.
+pub fn expect_whole(ended: &Ended) {
     let mut command = clients::system_program("e2fsck");
     command.arg("-fn").arg(ended.path("disk.img"));
     run(command).succeeded();

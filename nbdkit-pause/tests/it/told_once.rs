@@ -21,10 +21,11 @@ while os.path.exists("pid") and not os.path.exists("go"):
             file.write(f"{got.si_signo}\n")
 "##;
 
+const COUNTING: [&str; 6] = ["env", "-u", "PYTHONHOME", clients::PYTHON, "-c", COUNT];
+
 /// In the server's folder, by `prefix` if that has words: the helper, with that command.
 fn start_count(server: &Server, prefix: &[&str]) -> Process {
-    let python = ["env", "-u", "PYTHONHOME", clients::PYTHON, "-c", COUNT];
-    let words = [prefix, &[PROGRAM, "run", "control", "--"], &python].concat();
+    let words = [prefix, &[PROGRAM, "run", "control", "--"], &COUNTING].concat();
     started(server, command_of(server, &words))
 }
 
@@ -120,8 +121,7 @@ fn in_the_foreground_of_a_terminal_the_command_is_told_once() {
         println!("{signal} {how}");
         let server = Holds.start();
         let (mut person, _terminal, path) = terminal();
-        let python = ["env", "-u", "PYTHONHOME", clients::PYTHON, "-c", COUNT];
-        let run = on_terminal(&server, &path, &python);
+        let run = on_terminal(&server, &path, &COUNTING);
         let [helper] = children(run.pid())[..] else { panic!("one child of setsid") };
         expect_told_once(&server, signal, || match how {
             "Ctrl-C" => send_to_group(helper, || person.write_all(b"\x03").expect("Ctrl-C")),
