@@ -98,8 +98,9 @@ impl Acceptor {
                     return;
                 }
             }
-            // One that makes room is to have had its turns: no more than one each.
-            if controllers.core.is_full() {
+            // Those who are there are to have had their turns before they make room.
+            let core = &controllers.core;
+            if core.is_full() && !core.to_close().is_some_and(|id| core.has_hung_up(id)) {
                 return;
             }
             // By those that were used for this one the process may be out of them.

@@ -67,15 +67,16 @@ impl Core {
     }
 
     /// Who makes room: one that has hung up, or else the controller that has been
-    /// silent for the longest time. One that waits for its pause goes only if there is
-    /// no other, one with a hold never. `None` if there is none.
+    /// silent for the longest time. One that waits for its pause, or has sent what is
+    /// not carried out yet, goes only if there is no other, one with a hold never.
+    /// `None` if there is none.
     pub fn to_close(&self) -> Option<Id> {
         let idlest = self
             .controllers
             .iter()
             .filter(|controller| !self.pause.is_holder(controller.name.id))
             .min_by_key(|controller| {
-                (!controller.hung_up, controller.dialogue.is_waiting(), controller.active)
+                (!controller.hung_up, !controller.dialogue.is_done(), controller.active)
             });
         idlest.map(|controller| controller.name.id)
     }

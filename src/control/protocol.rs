@@ -133,11 +133,6 @@ impl Dialogue {
         }
     }
 
-    /// Whether a command waits for its reply.
-    pub fn is_waiting(&self) -> bool {
-        self.pending.is_some()
-    }
-
     /// Whether there is nothing left to carry out.
     pub fn is_done(&self) -> bool {
         self.pending.is_none() && self.received.is_empty()
@@ -195,7 +190,7 @@ mod tests {
         assert_eq!(dialogue.next_command(), Some(Command::Pause));
         dialogue.wait_for(Reply::Paused);
         assert_eq!(dialogue.next_command(), None);
-        assert!(dialogue.is_waiting() && !dialogue.is_done());
+        assert!(!dialogue.has_command() && !dialogue.is_done());
         dialogue.settle(true, false);
         assert_eq!(dialogue.next_command(), Some(Command::Resume));
         dialogue.answer(Reply::Resumed);

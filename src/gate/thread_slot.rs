@@ -204,6 +204,17 @@ mod tests {
     }
 
     #[test]
+    fn a_thread_that_is_kept_inside_twice_leaves_once() {
+        let gate = Arc::new(Gate::new(Barrier::best(), || {}));
+        for _ in 0..2 {
+            keep(&gate, gate.enter(of_this_thread(&gate)).unwrap());
+        }
+        assert_eq!(gate.in_flight(), 1);
+        leave();
+        assert_eq!(gate.in_flight(), 0);
+    }
+
+    #[test]
     fn each_thread_has_a_slot_of_its_own_and_gives_it_back() {
         let gate = Arc::new(Gate::new(Barrier::best(), || {}));
         let slots: Vec<usize> = (0..4)

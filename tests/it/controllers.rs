@@ -216,6 +216,21 @@ fn one_that_speaks_another_protocol_and_pauses_the_server_by_that_is_named_in_th
     stage.play("B:xp=XP B:xpr=XPR C:ppr=PPR C:x=X told:4:among_bytes_that_are_no_commands flow");
 }
 
+/// Half of the places are taken for good.
+#[test]
+fn nobody_makes_room_before_what_it_sent_is_carried_out() {
+    let server = Setup::in_memory().holds().start();
+    let mut holders = server.controllers(31);
+    holders.iter_mut().for_each(|holder| holder.ask("+", "+"));
+    // So that all are there when it looks.
+    stop(server.pid());
+    let mut all = server.controllers(300);
+    all.iter_mut().for_each(|controller| controller.send(b"xxxxxxxx"));
+    go_on(server.pid());
+    all.iter_mut().for_each(|controller| controller.expect("XXXXXXXX"));
+    holders.iter_mut().for_each(|holder| holder.ask("-", "-"));
+}
+
 /// As much as the socket takes, of a controller that is gone then.
 fn flood(server: &Server) {
     let mut stream = UnixStream::connect(server.control_path()).expect("a connection");

@@ -71,6 +71,21 @@ fn a_pause_waits_for_a_close_that_may_write() {
     stage.end();
 }
 
+/// nbdkit-retry-filter closes a connection and opens it anew, on one thread.
+#[test]
+fn a_close_is_over_where_the_reopening_of_the_layers_below_fails() {
+    let setup = Setup::new(&["eval", "get_size=echo 1M", "thread_model=echo parallel"])
+        .parameters(&["open=[ ! -e down ]", "can_write=exit 0", "pread=head -c $3 /dev/zero"])
+        .with("pwrite=cat >/dev/null; [ ! -e broken ]")
+        .above("retry", &["retries=1", "retry-delay=1"]);
+    let mut stage = Stage::on(setup);
+    stage.play("write make:down make:broken");
+    let failed = stage.client().send(WRITE);
+    stage.client().reply(failed).unwrap_err();
+    stage.play("A:p=P A:r=R remove:down remove:broken write A:pr=PR").client();
+    stage.end();
+}
+
 #[test]
 fn a_close_that_waits_keeps_no_server_from_ending() {
     for pause in ["A:p=P", "A:+=+"] {

@@ -156,6 +156,19 @@ fn one_that_has_hung_up_is_served_after_those_who_wait() {
 }
 
 #[test]
+fn what_is_behind_a_command_that_the_end_of_the_server_settles_is_not_left_lying() {
+    with_crowd(1, |stage| {
+        assert!(stage.enter(0));
+        assert_eq!(say(stage, 0, b"pr"), b"");
+        assert!(!stage.has_more());
+        stage.end();
+        assert!(stage.has_more());
+        stage.turn();
+        assert_eq!(stage.actors[0].received, b"XR");
+    });
+}
+
+#[test]
 fn one_that_has_hung_up_makes_room_first() {
     with_crowd(64, |stage| {
         assert!(stage.enter(0));

@@ -306,6 +306,12 @@ impl<'a> Stage<'a> {
         actor.id.is_some() && actor.reads && !actor.is_gone && owed
     }
 
+    /// Whether the loop is not to wait for anything.
+    #[cfg(test)]
+    pub fn has_more(&self) -> bool {
+        self.core.has_more()
+    }
+
     /// How many bytes it has sent that nobody has read.
     #[cfg(test)]
     pub fn unread(&self, who: usize) -> usize {
