@@ -90,6 +90,14 @@ pub struct Transcript {
     pub gone: Mark,
 }
 
+impl Transcript {
+    /// Nothing was said yet.
+    pub fn new(connected: Duration) -> Self {
+        let (closed, gone) = (Mark::NEVER, Mark::NEVER);
+        Transcript { connected, commands: Vec::new(), closed, gone }
+    }
+}
+
 /// The parameters, as far as they matter here.
 #[derive(Clone, Copy)]
 pub struct Rules {
@@ -119,17 +127,22 @@ impl Pause {
 #[derive(Clone, Copy)]
 struct Step<'a> {
     connection: usize,
+    /// When that connection did not exist yet.
+    connected: Duration,
     index: usize,
     command: &'a Exchange,
+    /// When it was sent, one before it on its connection had no reply.
+    queued: bool,
 }
 
 impl Step<'_> {
     /// It must have been carried out before `other` was.
     fn must_precede(self, other: Step) -> bool {
-        match self.connection == other.connection {
-            true => self.index < other.index,
-            false => self.command.until.at <= other.command.sent.at,
+        if self.connection == other.connection {
+            return self.index < other.index;
         }
+        let was_there_first = !self.queued && self.command.written <= other.connected;
+        was_there_first || self.command.until.at <= other.command.sent.at
     }
 
     /// It can have been.
@@ -140,6 +153,15 @@ impl Step<'_> {
     fn is_answered(self) -> bool {
         self.command.reply.is_some()
     }
+}
+
+/// The commands of that connection.
+fn steps(connection: usize, all: &Transcript) -> impl Iterator<Item = Step<'_>> {
+    all.commands.iter().enumerate().map(move |(index, command)| {
+        let before = index.checked_sub(1).map(|before| &all.commands[before]);
+        let queued = before.is_some_and(|before| before.until.at > command.sent.at);
+        Step { connection, connected: all.connected, index, command, queued }
+    })
 }
 
 /// What is known of the pause that a `p` or `+` asked for.
@@ -173,10 +195,7 @@ impl<'a> Model<'a> {
         terminated: Mark,
         log_at: impl Fn(Duration) -> u64,
     ) -> Self {
-        let steps = history.iter().enumerate().flat_map(|(connection, all)| {
-            let commands = all.commands.iter().enumerate();
-            commands.map(move |(index, command)| Step { connection, index, command })
-        });
+        let steps = history.iter().enumerate().flat_map(|(connection, all)| steps(connection, all));
         let (resumes, others): (Vec<_>, Vec<_>) = steps.partition(|step| step.command.byte == b'r');
         let closes = |step: &Step| match step.command.byte {
             b'p' => true,
@@ -226,14 +245,7 @@ impl<'a> Model<'a> {
         let granted = |step: &&Step| matches!(step.command.reply, Some(b'P' | b'+'));
         let steps = self.closings.iter().map(|closing| &closing.step).filter(granted);
         let moment = |step: &Step| {
-            let before = step.index.checked_sub(1);
-            let commands = &self.history[step.connection].commands;
-            let queued =
-                before.is_some_and(|place| commands[place].until.at > step.command.sent.at);
-            let later = self.resumes.iter().filter(|r| {
-                let is_later = self.history[r.connection].connected >= step.command.written;
-                is_later && !queued && r.is_answered()
-            });
+            let later = self.resumes.iter().filter(|r| step.must_precede(**r) && r.is_answered());
             let ends = later.map(|r| r.command.until).chain([step.command.until]);
             let until = ends.min_by_key(|mark| mark.at).unwrap_or(Mark::NEVER);
             (Pause { from: step.command.sent, until }, describe(step.command))
@@ -245,8 +257,8 @@ impl<'a> Model<'a> {
     pub fn wrong_replies(&self) -> Vec<String> {
         let mut wrong = Vec::new();
         for (connection, all) in self.history.iter().enumerate() {
-            for (index, command) in all.commands.iter().enumerate() {
-                let step = Step { connection, index, command };
+            for step in steps(connection, all) {
+                let Step { index, command, .. } = step;
                 if let Some(Err(why)) = command.reply.map(|reply| self.judge(step, reply)) {
                     wrong.push(format!(
                         "controller {connection}, command {index}, {}: {why}",
@@ -307,19 +319,22 @@ impl<'a> Model<'a> {
     /// The hold that a `-` gives back, if it wasn't refused or given back before.
     fn hold_of(&self, step: Step) -> Option<Step<'a>> {
         let (connection, history) = (step.connection, self.history);
-        let before = history[connection].commands[..step.index].iter().enumerate().rev();
-        let last = before.into_iter().find(|(_, command)| matches!(command.byte, b'+' | b'-'));
-        last.filter(|(_, command)| command.reply == Some(b'+')).map(|(index, command)| Step {
-            connection,
-            index,
-            command,
-        })
+        let before = steps(connection, &history[connection]).take(step.index);
+        let last = before.filter(|step| matches!(step.command.byte, b'+' | b'-')).last();
+        last.filter(|step| step.command.reply == Some(b'+'))
     }
 
     /// Something can have ended the pause that `from` asked for before `to`, of
     /// the same connection, had its reply.
     fn can_have_ended(&self, from: Step, to: Step) -> Result<(), String> {
-        let resumed = self.resumes.iter().any(|r| from.can_precede(*r) && r.can_precede(to));
+        let resumed = self.resumes.iter().any(|r| {
+            let can_end = match std::ptr::eq(from.command, to.command) {
+                // It waited, and then only another can have sent it.
+                true => r.connection != to.connection,
+                false => r.can_precede(to),
+            };
+            can_end && from.can_precede(*r) && r.command.sent.at < to.command.until.at
+        });
         let deadline = self.rules.timeout.zip(self.closing_of(from));
         let deadline = deadline.map(|(timeout, closing)| closing.earliest + timeout);
         let enders = [deadline.unwrap_or(Duration::MAX), self.terminated.at];
@@ -449,8 +464,7 @@ mod tests {
             Mark { at: Duration::from_secs(log), log }
         };
         let connection = |text: &str| {
-            let (connected, closed, gone) = (Duration::ZERO, Mark::NEVER, Mark::NEVER);
-            let mut connection = Transcript { connected, commands: Vec::new(), closed, gone };
+            let mut connection = Transcript::new(Duration::ZERO);
             for command in text.split(',') {
                 match *command.split_whitespace().collect::<Vec<_>>() {
                     ["close", at] => (connection.closed, connection.gone) = (mark(at), mark(at)),
@@ -476,7 +490,7 @@ mod tests {
             "p 0 1 P, r 2 3 R, ? 4 5 H, - 6 7 X, x 8 9 X",
             // An r that can have ended the drain, also of one who never heard of it.
             "p 0 3 X | r 1 2 R",
-            "p 1 2 X | r 0 9",
+            "? 0 1 H, p 2 3 X | r 1 9",
             // One that can have ended the hold, and need not.
             "+ 0 1 +, - 4 5 X | r 1 2 R",
             "+ 0 1 +, - 4 5 - | r 3 6 R",
@@ -490,6 +504,11 @@ mod tests {
             // Another pause has another deadline.
             "p 0 1 P, r 2 3 R, + 4 5 +, - 14 15 -",
             "+ 0 1 +, - 2 3 - | + 8 9 +, - 18 19 -",
+            // One that was connected can have been heard before, or after.
+            "+ 1 9 +, - 9 10 - | ? 0 1 H, r 2 3 R",
+            "+ 1 9 +, - 9 10 X | ? 0 1 H, r 2 3 R",
+            // One that came later can have been, if the first one was busy.
+            "? 0 9 H, + 0 9 +, - 9 10 - | r 2 3 R",
         ];
         let wrong = [
             "p 0 1 R",
@@ -510,6 +529,9 @@ mod tests {
             "+ 0 1 +, - 11 12 -",
             "p 0 1 P | + 5 6 +, - 11 12 -",
             "p 0 1 P, r 2 3 R, + 4 5 +, - 11 12 X",
+            // One that came later is heard later.
+            "+ 1 9 +, - 9 10 - | r 2 3 R",
+            "p 1 2 X | r 0 9",
         ];
         let rules = Rules { holds: true, timeout: Some(Duration::from_secs(10)) };
         for (texts, count) in [(&right[..], 0), (&wrong[..], 1)] {

@@ -23,6 +23,8 @@ pub struct Controller {
     pub active: Instant,
     /// What it sends looks like the control protocol, or does not.
     pub speaks: Speaks,
+    /// A command of its was carried out.
+    pub was_heard: bool,
     /// It will send nothing more.
     pub input_ended: bool,
     /// Nobody is there to hold anything; what it sent before still counts.

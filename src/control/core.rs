@@ -54,6 +54,7 @@ impl Core {
             dialogue: Dialogue::default(),
             active: now,
             speaks: Speaks::Commands,
+            was_heard: false,
             input_ended: false,
             hung_up: false,
             unreachable: false,
@@ -175,12 +176,13 @@ impl Core {
         // not find the pause still in force.
         self.progress(now);
         self.turns = self.turns.wrapping_add(1);
-        // Nobody waits for the reply to one that has hung up.
-        let (gone, mut there): (Vec<_>, Vec<_>) =
-            self.controllers.iter().partition(|controller| controller.hung_up);
-        let first = self.turns.checked_rem(there.len()).unwrap_or(0);
-        there.rotate_left(first);
-        let order: Vec<Id> = there.iter().chain(&gone).map(|it| it.name.id).collect();
+        // What others sent before one even connected is heard before all that it
+        // says: the r of a second nc must not be overtaken by the p of a first.
+        let (mut known, new): (Vec<_>, Vec<_>) =
+            self.controllers.iter().partition(|controller| controller.was_heard);
+        let first = self.turns.checked_rem(known.len()).unwrap_or(0);
+        known.rotate_left(first);
+        let order: Vec<Id> = known.iter().chain(&new).map(|it| it.name.id).collect();
         for id in order {
             self.serve(id, now);
         }
@@ -273,6 +275,7 @@ impl Core {
         let Some(controller) = self.get_mut(id) else { return };
         let name = controller.name;
         debug!("{name}: {command:?}");
+        controller.was_heard = true;
         controller.listen_for_another_protocol(command);
         let (outcome, hope) = match command {
             Command::Pause => (self.pause.pause(&name, now), Reply::Paused),

@@ -51,6 +51,15 @@ dialogues! {
             r"stop A:rp?p LMNOP:x+p-\n?p A:= go-on A:=RPHP LMNOP:=X+P-HP"
             "A:r=R flow stop Q:p Q.closes go-on heard held A:r=R flow";
     }
+    Setup::with_disk(1) => {
+        /// Or a person sends p, sees nothing, sends r from a second terminal, has R, and
+        /// leaves a server that is paused for ever.
+        who_came_later_to_a_stopped_server_is_heard_later:
+            "stop A:p B:r go-on A:=P B:=R flow   stop C:p D:r go-on C:=P D:=R flow"
+            "stop E:p F:r go-on E:=P F:=R flow   stop A:p G:r go-on A:=P G:=R flow"
+            "stop H:p H.closes I:r go-on I:=R flow   stop B:p J:r go-on B:=P J:=R flow"
+            "stop K:p K.closes L:r go-on L:=R flow   stop C:p M:r go-on C:=P M:=R flow";
+    }
     Setup::with_disk(1).holds().limited() => {
         /// What it is sent comes before anything tells it that it is too late.
         a_pause_whose_time_runs_out_while_the_server_is_stopped_is_over_when_it_goes_on:

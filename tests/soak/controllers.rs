@@ -39,8 +39,7 @@ impl<'w> Wire<'w> {
         };
         stream.set_read_timeout(Some(Duration::from_millis(100))).expect("a time limit");
         stream.set_write_timeout(Some(GENEROUS)).expect("a time limit");
-        let (closed, gone) = (Mark::NEVER, Mark::NEVER);
-        let connection = Transcript { connected, commands: Vec::new(), closed, gone };
+        let connection = Transcript::new(connected);
         Some(Wire { world, stream, connection, answered: 0, resumes: None })
     }
 

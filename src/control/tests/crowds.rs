@@ -123,6 +123,7 @@ fn a_flood_keeps_nobody_from_being_served() {
 #[test]
 fn each_one_has_the_last_word_in_its_turn() {
     with_crowd(2, |stage| {
+        (0..2).for_each(|who| drop(say(stage, who, b"?")));
         stage.send(0, &[b'p'; 400]);
         stage.send(1, &[b'r'; 400]);
         let flows: Vec<bool> = (0..4)
@@ -138,19 +139,27 @@ fn each_one_has_the_last_word_in_its_turn() {
 }
 
 #[test]
-fn one_that_has_hung_up_is_served_after_those_who_wait() {
-    for turns in 0..4 {
-        for (gone, there, flows) in [(b"r", b"p", true), (b"p", b"r", false)] {
-            with_crowd(2, |stage| {
-                for _ in 0..turns {
+fn who_comes_later_is_heard_later() {
+    // Whoever has the first go in this turn, and whether the first is still there.
+    for turns in 0..6 {
+        for (first, second, flows) in [(b"r", b"p", false), (b"p", b"r", true)] {
+            for (is_known, is_gone) in [(false, false), (false, true), (true, false), (true, true)]
+            {
+                with_crowd(2, |stage| {
+                    (0..turns).for_each(|_| _ = stage.one_turn());
+                    if is_known {
+                        (0..2).for_each(|who| drop(say(stage, who, b"?")));
+                    }
+                    stage.send(1, first);
+                    if is_gone {
+                        stage.hang_up(1);
+                    }
+                    stage.connect();
+                    stage.send(2, second);
                     stage.one_turn();
-                }
-                stage.send(0, gone);
-                stage.hang_up(0);
-                stage.send(1, there);
-                stage.one_turn();
-                assert_eq!(stage.enter(0), flows, "{turns}");
-            });
+                    assert_eq!(stage.enter(0), flows, "{turns} {is_known} {is_gone}");
+                });
+            }
         }
     }
 }

@@ -36,6 +36,8 @@ pub struct Actor {
     /// It takes its replies.
     pub reads: bool,
     pub received: Vec<u8>,
+    /// Whether all was stable, for each reply that it has not taken yet.
+    stable: Vec<bool>,
     connection: Transcript,
 }
 
@@ -122,9 +124,7 @@ impl<'a> Stage<'a> {
             self.is_gone(who);
         }
         let id = self.core.admit(None, self.clock());
-        let (closed, gone) = (Mark::NEVER, Mark::NEVER);
-        let connection = Transcript { connected, commands: Vec::new(), closed, gone };
-        let (outbox, received) = (VecDeque::new(), Vec::new());
+        let (outbox, received, stable) = <_>::default();
         self.actors.push(Actor {
             id: Some(id),
             outbox,
@@ -132,7 +132,8 @@ impl<'a> Stage<'a> {
             is_gone: false,
             reads: true,
             received,
-            connection,
+            stable,
+            connection: Transcript::new(connected),
         });
     }
 
@@ -257,6 +258,7 @@ impl<'a> Stage<'a> {
         for actor in &mut self.actors {
             let Some(id) = actor.id else { continue };
             let replies = self.core.replies(id);
+            actor.stable.resize(replies.len(), self.below.lock().is_stable());
             if !(actor.reads || actor.is_gone) || replies.is_empty() {
                 continue;
             }
@@ -266,30 +268,28 @@ impl<'a> Stage<'a> {
                 self.core.unreachable(id);
                 continue;
             }
-            let replies = replies.to_vec();
-            self.core.sent(id, replies.len());
             let unanswered = actor.connection.commands.iter_mut().filter(|it| it.reply.is_none());
-            for (command, &reply) in unanswered.zip(&replies) {
-                command.reply = Some(reply);
-                command.until = now;
+            let replies: Vec<_> = replies.iter().copied().zip(actor.stable.drain(..)).collect();
+            self.core.sent(id, replies.len());
+            for (command, (reply, was_stable)) in unanswered.zip(replies) {
+                actor.received.push(reply);
+                (command.reply, command.until) = (Some(reply), now);
                 let vouches = matches!((command.byte, reply), (b'p', b'P') | (b'+', b'+'));
                 let mut below = self.below.lock();
                 let untold = below.losses.iter_mut().filter(|(_, told)| *told > now.at);
-                let mut has_loss = false;
+                let asks = command.byte == b'p' || command.byte == b'+' && self.rules.holds;
+                let is_over = self.ended.is_some_and(|end| end.at < command.sent.at);
+                let mut is_wrong = is_over || self.flushes && !was_stable;
                 for (noticed, told) in untold {
-                    has_loss |= *noticed < command.sent.at;
-                    let asks = command.byte == b'p' || command.byte == b'+' && self.rules.holds;
+                    is_wrong |= *noticed < command.sent.at;
                     if asks && reply == b'X' {
                         *told = now.at;
                     }
                 }
-                let is_stable = below.is_stable() && !has_loss;
-                let is_over = self.ended.is_some_and(|end| end.at < command.sent.at);
-                if vouches && (is_over || self.flushes && !is_stable) {
+                if vouches && is_wrong {
                     self.unstable.push((now.at, reply.into()));
                 }
             }
-            actor.received.extend(replies);
         }
         for id in self.core.part(self.clock()) {
             is_busy = true;
