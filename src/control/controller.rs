@@ -68,9 +68,14 @@ impl Controller {
         }
     }
 
-    /// Whether all that it sent is carried out and answered, and no more comes.
+    /// Whether all that it sent is carried out, and no more comes.
+    pub fn says_no_more(&self) -> bool {
+        self.input_ended && self.dialogue.is_done()
+    }
+
+    /// And its replies are sent.
     pub fn is_finished(&self) -> bool {
-        self.input_ended && self.dialogue.is_done() && self.dialogue.replies().is_empty()
+        self.says_no_more() && self.dialogue.replies().is_empty()
     }
 }
 

@@ -214,10 +214,11 @@ impl Core {
             if controller.unreachable {
                 controller.dialogue.discard();
             }
-            let is_finished = controller.is_finished();
-            if controller.hung_up || is_finished {
+            // Its replies may still wait to be read, for as long as it likes.
+            if controller.hung_up || controller.says_no_more() {
                 self.pause.let_go(name.id, &name, now);
             }
+            let is_finished = controller.is_finished();
             if is_finished {
                 info!("{name} has left");
                 finished.push(name.id);

@@ -105,6 +105,22 @@ fn who_reads_no_replies_is_not_listened_to_for_ever() {
 }
 
 #[test]
+fn who_says_no_more_and_reads_no_replies_has_no_hold() {
+    with_crowd(1, |stage| {
+        stage.actors[0].reads = false;
+        stage.send(0, b"x+");
+        stage.turn();
+        assert!(!stage.enter(0));
+        stage.send_no_more(0);
+        stage.turn();
+        assert!(stage.enter(0));
+        stage.actors[0].reads = true;
+        stage.turn();
+        assert_eq!(stage.actors[0].received, b"X+");
+    });
+}
+
+#[test]
 fn a_flood_keeps_nobody_from_being_served() {
     with_crowd(64, |stage| {
         for who in 0..63 {
