@@ -37,8 +37,8 @@ fn main() {
     let bindings = make_bindings(&headers).unwrap_or_else(|why| stop(&why));
     if !bindings.contains(&format!("b\"{version}\\0\"")) {
         stop(&format!(
-            "pkg-config has nbdkit {version}, and {} is of another version: nbdkit would refuse \
-             the filter.\n  Remove the one of them that is left over from another installation, \
+            "pkg-config has nbdkit {version}, but {} is from another version: nbdkit would refuse \
+             the filter.\n  Remove whichever is left over from another installation, \
              or set PKG_CONFIG_PATH.",
             header.display()
         ));
@@ -63,7 +63,7 @@ fn stop(why: &str) -> ! {
 /// The header, and the version that pkg-config says it has.
 fn find_nbdkit_filter_h() -> Result<(PathBuf, String), String> {
     let advice = format!(
-        "the header of nbdkit {OLDEST_NBDKIT} or newer is needed to build a filter.\n  \
+        "to build the filter, install the headers of nbdkit {OLDEST_NBDKIT} or newer.\n  \
          Debian, Ubuntu:  apt-get install nbdkit-plugin-dev pkg-config\n  \
          Fedora, RHEL:    dnf install nbdkit-devel pkgconf-pkg-config"
     );
@@ -136,7 +136,7 @@ fn set_apart(header: &Path, out: &Path) -> Result<PathBuf, String> {
 
 /// Reads the headers in this folder.
 fn make_bindings(headers: &Path) -> Result<String, String> {
-    let advice = "the bindings of nbdkit-filter.h could not be made; bindgen needs libclang.\n  \
+    let advice = "cannot generate the bindings of nbdkit-filter.h; bindgen needs libclang.\n  \
                   Debian, Ubuntu:  apt-get install libclang-dev\n  \
                   Fedora, RHEL:    dnf install clang-devel";
     let builder = bindgen::Builder::default()

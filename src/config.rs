@@ -13,11 +13,11 @@ use crate::nbdkit;
 
 /// What `nbdkit --filter=... --help` prints of the parameters.
 pub const HELP: &CStr =
-    c"pause-control=SOCKET (required) The control socket: send p to pause, r to resume.
-pause-mode=MODE                 Its permissions in octal (default 0600).
-pause-flush=BOOL                Flush what was written before a pause is in force (default false).
-pause-timeout=DURATION          The longest that requests are held (default: no limit).
-pause-hold=BOOL                 Offer + and -, pauses that end with their connection (default false).";
+    c"pause-control=SOCKET (required) Control socket to create: send p to pause, r to resume.
+pause-mode=MODE                 Permissions of the socket, in octal (default 0600).
+pause-flush=BOOL                Flush written data before a pause takes effect (default false).
+pause-timeout=DURATION          End any pause after this long: 60, 500ms (default: no limit).
+pause-hold=BOOL                 Enable holds (+ and -), which end with their connection (default false).";
 
 const DEFAULT_MODE: u32 = 0o600;
 const LARGEST_MODE: u32 = 0o777;
@@ -169,39 +169,45 @@ impl fmt::Display for ConfigError {
         match self {
             ConfigError::ControlMissing => write!(
                 f,
-                "pause-control=SOCKET is missing: give the path of the control socket to make"
+                "pause-control=SOCKET is missing: give a path at which to create the control socket"
             ),
             ConfigError::ControlEmpty => {
-                write!(f, "pause-control is empty: give the path of the control socket to make")
+                write!(
+                    f,
+                    "pause-control is empty: give a path at which to create the control socket"
+                )
             }
             ConfigError::ControlTooLong(path) => write!(
                 f,
-                "pause-control={}: this path has {} bytes, but the path of a Unix socket can have \
-                 {LONGEST_SOCKET_PATH} at most: choose a shorter one",
+                "pause-control={}: this path is {} bytes long, but a Unix socket path can have \
+                 at most {LONGEST_SOCKET_PATH}: choose a shorter one",
                 path.display(),
                 path.as_os_str().len(),
             ),
             ConfigError::ControlNotAbsolute(value) => {
-                write!(f, "pause-control={value}: cannot make this path absolute")
+                write!(
+                    f,
+                    "pause-control={value}: cannot make this path absolute: give an absolute path"
+                )
             }
             ConfigError::Mode(value) => write!(
                 f,
-                "pause-mode={value}: not a file mode: give 1 to 4 octal digits up to 0777, \
-                 for example 0660"
+                "pause-mode={value}: not a file mode: give 1 to 4 octal digits, up to 0777, \
+                 such as 0660"
             ),
             ConfigError::Bool(key, value) => {
-                write!(f, "{key}={value}: not a truth value: give true or false")
+                write!(f, "{key}={value}: not a boolean: give true or false")
             }
             ConfigError::Timeout(value) => write!(
                 f,
                 "pause-timeout={value}: not a duration: give seconds, such as 30 or 1.5, \
-                 or milliseconds, such as 500ms; 0 is none"
+                 or milliseconds, such as 500ms; 0 means no limit"
             ),
             ConfigError::FlushSerialized => write!(
                 f,
                 "pause-flush=true: the thread model of this server serializes the requests of all \
-                 connections, so that a flush by the filter could disturb the plugin: leave \
-                 pause-flush out, or use a plugin and filters with the thread model parallel or \
+                 connections, so a flush by the filter could disturb the plugin: leave out \
+                 pause-flush, or use a plugin and filters with the thread model parallel or \
                  serialize_requests"
             ),
         }

@@ -86,7 +86,11 @@ impl Connection {
         let Some(next) = self.next.lock().take() else { return };
         if pass.is_some() {
             if let Err(e) = self.flush(|| next.flush(), Result::is_ok) {
-                error!("pause-flush: the last flush of a connection failed: {e}");
+                error!(
+                    "pause-flush: the last flush of a connection failed, so its writes may be \
+                     lost, and the next pause is refused: {}",
+                    e.0
+                );
             }
         }
         // By our own flush or by a pause's; where it failed, that shows here.
@@ -173,7 +177,7 @@ impl Connection {
         });
         let is_dropped = pass.is_err();
         if is_dropped {
-            info!("a held request is dropped: its client is gone, or the server ends");
+            info!("dropped a held request: its client is gone, or the server is shutting down");
         }
         if nbdkit::can_cut_connections() {
             if is_dropped {

@@ -79,8 +79,8 @@ pub fn config_complete() -> Result<(), Failed> {
     with_instance(|instance| {
         if instance.loads > 1 {
             return Err(failed(
-                "this filter is given more than once: one server has one gate and one \
-                 control socket; give it once",
+                "this filter was given more than once, but a server has only one control \
+                 socket: give the filter once",
             ));
         }
         nbdkit::look_for_disconnect();
@@ -128,7 +128,7 @@ pub fn after_fork() -> Result<(), Failed> {
 
 fn serve(instance: &mut Instance) -> Result<Serving, Failed> {
     let event = EventFd::new().map_err(|e| {
-        failed(format_args!("pause-control: cannot make an eventfd: {}", Advised(&e)))
+        failed(format_args!("pause-control: cannot create an eventfd: {}", Advised(&e)))
     })?;
     let event = Arc::new(event);
     let signalled = event.clone();
@@ -203,6 +203,6 @@ fn with_instance<R>(act: impl FnOnce(&mut Instance) -> Result<R, Failed>) -> Res
 fn with_serving<R>(act: impl FnOnce(&mut Serving) -> R) -> Result<R, Failed> {
     with_instance(|instance| match instance.serving.as_mut() {
         Some(serving) => Ok(act(serving)),
-        None => Err(failed("a client came before the filter was ready")),
+        None => Err(failed("a client connected before the filter was ready")),
     })
 }

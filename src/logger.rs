@@ -149,10 +149,8 @@ impl Backlog {
             tell(true, self.errors.remove(0));
         }
         if self.errors.is_empty() && self.dropped > 0 && self.log_takes_more() {
-            let lost = format!(
-                "{} more errors are lost: the log had taken none for too long",
-                self.dropped
-            );
+            let lost =
+                format!("errors dropped here: {} (the log was blocked for too long)", self.dropped);
             tell(true, lost);
             self.dropped = 0;
         }

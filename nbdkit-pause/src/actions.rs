@@ -62,7 +62,7 @@ fn accompany(session: &mut Session, command: &mut Command) -> Result<ExitStatus,
                 Err(e) => break Err(Error::NotStarted(command.program().to_owned(), e)),
             }
             if runs {
-                report.say(format_args!("{command} runs"));
+                report.say(format_args!("running {command}"));
             }
         }
         // After the signals, since the last of them may be the news of its end.
@@ -73,7 +73,7 @@ fn accompany(session: &mut Session, command: &mut Command) -> Result<ExitStatus,
         }
         good &= session.watch();
         if !resumed && told.resume_at.is_some_and(|then| then <= Instant::now()) {
-            report.say(format_args!("{command} has not ended: resuming all the same"));
+            report.say(format_args!("{command} is still running: resuming anyway"));
             session.resume(RESUME);
             (resumed, good) = (true, false);
             continue;
@@ -90,7 +90,7 @@ fn accompany(session: &mut Session, command: &mut Command) -> Result<ExitStatus,
         return ended;
     }
     if let Ok(ended) = &ended {
-        report.say(format_args!("{command} has ended: {ended}"));
+        report.say(format_args!("{command} ended with {ended}"));
     }
     if good {
         return ended;
@@ -127,10 +127,10 @@ impl Told {
         };
         let name = signals::name(signal);
         if command.is_in_our_group() && report.has_got(signal) {
-            report.say(format_args!("{name} has come to {command}, too"));
+            report.say(format_args!("{name}: {command} got it, too"));
         } else {
             command.signal(signal);
-            report.say(format_args!("{name} is passed on to {command}"));
+            report.say(format_args!("{name}: passed on to {command}"));
         }
     }
 }

@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use pause_protocol::parse_duration;
 
-/// Pauses nbdkit servers while a command takes a snapshot, and resumes them
+/// Pause nbdkit servers while a command takes a snapshot, then resume them
 /// whatever happens
 #[derive(Parser)]
 #[command(name = "nbdkit-pause", version, disable_help_subcommand = true)]
@@ -22,29 +22,29 @@ pub struct Cli {
 /// What to do.
 #[derive(Subcommand)]
 pub enum Action {
-    /// Pause all the servers, run COMMAND, resume all whatever happens
+    /// Pause all servers, run COMMAND, then resume them whatever happens
     Run {
         #[command(flatten)]
         options: Options,
 
-        /// What takes the snapshot; it runs only if all servers are paused
+        /// The command that takes the snapshot; it runs only if all servers are paused
         #[arg(last = true, required = true, value_name = "COMMAND", value_hint = ValueHint::CommandName)]
         command: Vec<OsString>,
     },
-    /// Pause all the servers, until they are resumed
+    /// Pause all servers until someone resumes them
     Pause {
         #[command(flatten)]
         options: Options,
     },
-    /// Resume all the servers, whoever paused them
+    /// Resume all servers, no matter who paused them
     Resume {
         #[command(flatten)]
         options: Options,
     },
-    /// Print the completions for a shell
+    /// Print shell completions
     #[command(hide = true)]
     Completions {
-        /// Which one
+        /// The shell
         shell: Shell,
     },
 }
@@ -52,11 +52,11 @@ pub enum Action {
 /// What `run`, `pause` and `resume` have in common.
 #[derive(Args)]
 pub struct Options {
-    /// How long to wait for the servers: 30, 1.5, 500ms; 0: for ever
+    /// How long to wait for the servers: 30, 1.5 or 500ms; 0 waits forever
     #[arg(long, value_name = "DURATION", default_value = "30", value_parser = parse_duration)]
     pub timeout: Duration,
 
-    /// The servers' control sockets: nbdkit's pause-control=SOCKET
+    /// Control socket of each server: the path given to nbdkit as pause-control
     #[arg(required = true, value_name = "SOCKET", value_hint = ValueHint::FilePath)]
     pub sockets: Vec<PathBuf>,
 }

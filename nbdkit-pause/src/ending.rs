@@ -49,9 +49,9 @@ impl Ending {
     pub fn say(&self, report: &Report, target: &Target) {
         match self {
             Ending::Untouched => {}
-            Ending::Withdrawn => report.say(format_args!("{target}: not asked to pause any more")),
+            Ending::Withdrawn => report.say(format_args!("{target}: withdrew the request to pause")),
             Ending::Covered(time) => report.say(format_args!(
-                "{target}: resumed after a pause of {} without a break",
+                "{target}: resumed after a pause of {}, uninterrupted",
                 Seconds(*time)
             )),
             Ending::Resumed(None) => report.say(format_args!("{target}: resumed")),
@@ -59,29 +59,29 @@ impl Ending {
                 report.say(format_args!("{target}: resumed after a pause of {}", Seconds(*time)))
             }
             Ending::Broken => report.say(format_args!(
-                "{target}: THE PAUSE HAD A BREAK: somebody resumed, or its time ran out; nbdkit's \
-                 log says which"
+                "{target}: THE PAUSE WAS INTERRUPTED: someone resumed the server, pause-timeout ran \
+                 out, or the server began to shut down; nbdkit's log says which"
             )),
             Ending::Lost(trouble) => {
-                report.say(format_args!("{target}: THE PAUSE IS OVER TOO EARLY: {trouble}"))
+                report.say(format_args!("{target}: THE PAUSE ENDED EARLY: {trouble}"))
             }
             Ending::Cut(trouble) => {
-                report.say(format_args!("{target}: THE PAUSE MAY HAVE HAD A BREAK: {trouble}"))
+                report.say(format_args!("{target}: THE PAUSE MAY HAVE BEEN INTERRUPTED: {trouble}"))
             }
             Ending::ResumedAnew => report.say(format_args!(
-                "{target}: resumed on another connection: the first one had ended, and THE PAUSE \
-                 MAY HAVE HAD A BREAK"
+                "{target}: resumed on a new connection, as the first one had ended: \
+                 THE PAUSE MAY HAVE BEEN INTERRUPTED"
             )),
             Ending::Unproved(trouble) => report.say(format_args!(
-                "{target}: IT MAY STILL BE PAUSED: {trouble}. It resumes by itself as soon as it \
-                 notices that I am gone; if it does not, type: {}",
+                "{target}: THE SERVER MAY STILL BE PAUSED: {trouble}. It resumes by itself once it \
+                 notices that this program has disconnected; if it does not, type: {}",
                 how_to_resume(target.socket())
             )),
             Ending::Unresumed(trouble) if !target.was_asked() => {
                 report.say(format_args!("{target}: not resumed: {trouble}"));
             }
             Ending::Unresumed(trouble) => report.say(format_args!(
-                "{target}: IT MAY STILL BE PAUSED: {trouble}. To resume it, type: {}",
+                "{target}: THE SERVER MAY STILL BE PAUSED: {trouble}. To resume it, type: {}",
                 how_to_resume(target.socket())
             )),
         }

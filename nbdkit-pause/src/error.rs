@@ -65,7 +65,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::NoProcess(e) => write!(f, "cannot start a process: {e}"),
-            Error::Signals(e) => write!(f, "cannot listen to signals: {e}"),
+            Error::Signals(e) => write!(f, "cannot set up signal handling: {e}"),
             Error::SameSocket(one, other) => write!(
                 f,
                 "{} and {} are the same socket: name it once",
@@ -73,15 +73,15 @@ impl fmt::Display for Error {
                 other.display()
             ),
             Error::NotPaused(e) => e.fmt(f),
-            Error::NotResumed => write!(f, "not all servers are resumed"),
-            Error::NoCommand => write!(f, "there is no command to run: give one after --"),
-            Error::NotStarted(program, e) => write!(f, "{} was not run: {e}", program.display()),
+            Error::NotResumed => write!(f, "some servers were not resumed"),
+            Error::NoCommand => write!(f, "no command to run: give one after --"),
+            Error::NotStarted(program, e) => write!(f, "cannot run {}: {e}", program.display()),
             Error::EndMissed(program, e) => {
-                write!(f, "{}: its end was missed: {e}", program.display())
+                write!(f, "cannot tell how {} ended: {e}", program.display())
             }
             Error::Torn => write!(
                 f,
-                "DO NOT USE THE SNAPSHOT: it is not known to lie within a pause of all the servers"
+                "DO NOT USE THE SNAPSHOT: the servers may not have been paused the whole time"
             ),
             Error::Completions(e) => write!(f, "cannot write the completions: {e}"),
         }

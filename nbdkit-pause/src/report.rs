@@ -82,7 +82,7 @@ impl Report {
             return;
         }
         let line = format!(
-            "nbdkit-pause: {unsaid} lines are missing here: standard error took none for too long\n"
+            "nbdkit-pause: lines missing here: {unsaid} (standard error was blocked for too long)\n"
         );
         if self.send(&line) {
             self.unsaid.set(0);

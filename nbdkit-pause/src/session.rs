@@ -154,7 +154,8 @@ impl<'a> Session<'a> {
             }
             // Whatever a signal asks for, this comes first, and is soon over.
             while let Some(signal) = self.signals.next() {
-                self.report.say(format_args!("{}: resuming first", signals::name(signal)));
+                self.report
+                    .say(format_args!("{}: finishing the resume first", signals::name(signal)));
             }
             self.wait(limit.left(), None);
         }
@@ -190,9 +191,9 @@ fn say_paused(report: &Report, target: &Target) {
         report.say(format_args!("{target}: paused"));
         return;
     }
-    report.say(format_args!("{target}: paused by p and r, as this server has no holds"));
+    report.say(format_args!("{target}: paused with p, as this server has no holds"));
     report.say(format_args!(
-        "{target}: a resume by somebody else goes unnoticed; if I am killed, type: {}",
+        "{target}: cannot notice if someone else resumes it; if this program is killed, type: {}",
         how_to_resume(target.socket())
     ));
 }

@@ -55,58 +55,60 @@ impl fmt::Display for Trouble {
         match self {
             Trouble::TooLong(bytes) => write!(
                 f,
-                "this path has {bytes} bytes, but the path of a socket can have {LONGEST_SOCKET_PATH} at most: \
-                 change to its folder and give a shorter one"
+                "this path is {bytes} bytes long, but a socket path can have at most \
+                 {LONGEST_SOCKET_PATH}: change to its directory and give a relative path"
             ),
             Trouble::Missing => write!(
                 f,
-                "there is no such socket: give the path that nbdkit made for its \
-                 pause-control=SOCKET, and see that nbdkit is running"
+                "no such socket: give the path that nbdkit was given as pause-control=SOCKET, \
+                 and check that nbdkit is running"
             ),
             Trouble::NotASocket => write!(
                 f,
-                "this is not a pause socket: give the path that nbdkit has for pause-control"
+                "not a pause control socket: give the path that nbdkit was given as pause-control"
             ),
-            Trouble::Dead => {
-                write!(f, "refused: the server of this socket is gone; see that nbdkit is running")
-            }
+            Trouble::Dead => write!(
+                f,
+                "connection refused: the server of this socket is gone; check that nbdkit is running"
+            ),
             Trouble::Denied => write!(
                 f,
-                "permission denied: become root or the user that nbdkit runs as, or start \
+                "permission denied: become root or the user that started nbdkit, or start \
                  nbdkit with another pause-mode"
             ),
             Trouble::Nbd => write!(
                 f,
-                "this is not a pause socket but the one of NBD clients: give the path that \
-                 nbdkit has for pause-control"
+                "not a pause control socket but one for NBD clients: give the path that \
+                 nbdkit was given as pause-control"
             ),
             Trouble::NotAPauseSocket(reply) => write!(
                 f,
-                "this is not a pause socket: its answer, byte {reply:#04x}, makes no sense; \
-                 give the path that nbdkit has for pause-control"
+                "not a pause control socket: it answered with byte {reply:#04x}, which makes no \
+                 sense; give the path that nbdkit was given as pause-control"
             ),
             Trouble::Closed => write!(
                 f,
-                "the server has closed the connection: nbdkit has ended, or this is \
-                 not a pause socket"
+                "the server closed the connection: nbdkit has ended, or this is \
+                 not a pause control socket"
             ),
             Trouble::Silent(time) => write!(
                 f,
-                "no answer within {}: it is stopped, or, with the filter that nbdkit ships, \
-                 another controller is connected or a request to the plugin has not finished",
+                "no answer within {}: the server is stopped or overloaded, or, with nbdkit's own \
+                 pause filter, another controller is connected or a request is still in flight",
                 Seconds(*time)
             ),
             Trouble::Draining(time) => write!(
                 f,
-                "not paused within {}: a request to the plugin has not finished",
+                "not paused within {}: a request or a flush is still in progress; to wait longer, \
+                 give --timeout",
                 Seconds(*time)
             ),
             Trouble::Refused => write!(
                 f,
-                "the pause did not take effect: somebody resumed, its time ran out, a flush \
-                 failed, or 32 holds are in force already; nbdkit's log says which"
+                "the pause did not take effect: someone resumed the server, pause-timeout ran \
+                 out, a flush failed, or 32 connections have holds; the log of nbdkit -v says which"
             ),
-            Trouble::Other(e) => write!(f, "{e}"),
+            Trouble::Other(e) => write!(f, "cannot talk to the server: {e}"),
         }
     }
 }

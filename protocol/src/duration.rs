@@ -59,8 +59,8 @@ impl fmt::Display for DurationError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             DurationError::Malformed => "give seconds (30, 1.5) or milliseconds (500ms)",
-            DurationError::TooLong => "this is too long",
-            DurationError::TooShort => "this is too short",
+            DurationError::TooLong => "the duration is too long",
+            DurationError::TooShort => "the duration is too short",
         })
     }
 }

@@ -118,7 +118,7 @@ impl Acceptor {
                 Ok(stream) => {
                     if self.spare.is_some() && self.trouble.is_some_and(|t| t.elapsed() > CALM) {
                         self.trouble = None;
-                        warn!("pause-control: controllers are accepted as usual again");
+                        warn!("pause-control: accepting controllers normally again");
                     }
                     return Ok(stream);
                 }
@@ -141,7 +141,7 @@ impl Acceptor {
             if self.trouble.replace(Instant::now()).is_none() {
                 error!(
                     "pause-control: cannot accept a controller: {}; \
-                     idle ones make room until that is over",
+                     new ones may displace idle ones until this is over",
                     Advised(&e),
                 );
             }
@@ -149,8 +149,8 @@ impl Acceptor {
             if !out_of_descriptors || made_room {
                 return Err(e);
             }
-            made_room = self.spare.take().is_some()
-                || controllers.close_idlest("file descriptors have run out");
+            made_room =
+                self.spare.take().is_some() || controllers.close_idlest("out of file descriptors");
             if !made_room {
                 return Err(e);
             }

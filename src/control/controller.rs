@@ -59,8 +59,8 @@ impl Controller {
             (Speaks::Something, Command::Pause) => {
                 self.speaks = Speaks::Paused;
                 error!(
-                    "{} has paused the server by a p among bytes that are no commands: if it \
-                     takes the control socket for another one, resume (send r)",
+                    "{} paused the server with a p among bytes that are not commands: if it \
+                     mistook the control socket for another one, resume the server (send r)",
                     self.name
                 );
             }

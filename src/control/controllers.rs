@@ -28,7 +28,7 @@ impl Controllers {
     /// One has connected. Its `stream` does not block.
     pub fn admit(&mut self, stream: UnixStream) {
         if self.core.is_full() {
-            self.close_idlest("no more can be connected at once");
+            self.close_idlest("the limit on controllers is reached");
         }
         let id = self.core.admit(os::peer(&stream), Instant::now());
         self.streams.push((id, stream));

@@ -48,7 +48,7 @@ impl Core {
         let id = Id(self.last.0.saturating_add(1));
         self.last = id;
         let name = Name { id, peer };
-        info!("{name} has connected");
+        info!("{name} connected");
         self.controllers.push(Controller {
             name,
             dialogue: Dialogue::default(),
@@ -87,7 +87,7 @@ impl Core {
         if let Ok(place) = self.place(who) {
             let closed = self.controllers.remove(place);
             self.waiting.retain(|&waits| waits != who);
-            info!("{} is closed to admit another: {why}", closed.name);
+            info!("closed {} to admit another: {why}", closed.name);
         }
     }
 
@@ -220,7 +220,7 @@ impl Core {
             }
             let is_finished = controller.is_finished();
             if is_finished {
-                info!("{name} has left");
+                info!("{name} disconnected");
                 finished.push(name.id);
             }
             !is_finished

@@ -124,11 +124,11 @@ impl fmt::Display for FlushError {
         match self {
             FlushError::Failed(e) => write!(f, "{e}"),
             FlushError::FailedBefore(e) => {
-                write!(f, "the flush of a pause that was ended has failed: {e}")
+                write!(f, "the flush of an earlier pause, which was ended, failed: {}", e.0)
             }
-            FlushError::NotStarted(e) => write!(f, "cannot start a thread: {}", Advised(e)),
+            FlushError::NotStarted(e) => write!(f, "cannot start the flush thread: {}", Advised(e)),
             FlushError::Lost => {
-                f.write_str("writes of a connection that has ended could not be flushed")
+                f.write_str("writes of a closed connection could not be flushed and may be lost")
             }
         }
     }

@@ -55,7 +55,7 @@ impl Flusher for FlushThread {
                 event.signal();
             })
         })?;
-        info!("flushing what was written");
+        info!("flushing written data");
         self.job = Some(Job { thread, cancelled, result });
         Ok(())
     }

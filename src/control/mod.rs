@@ -162,7 +162,7 @@ impl Drop for Control {
         self.orders.stop.store(true, Ordering::Release);
         self.event.signal();
         if let Some(Err(_)) = self.thread.take().map(JoinHandle::join) {
-            error!("the control thread had ended before its time");
+            error!("the control thread panicked: this is a bug in the filter; please report it");
         }
     }
 }
@@ -205,10 +205,7 @@ impl Loop {
             let found = self.poll();
             if let Err(e) = &found {
                 if !mem::replace(&mut is_blind, true) {
-                    error!(
-                        "pause-control: cannot wait for controllers: poll: {e}; \
-                         trying again and again"
-                    );
+                    error!("pause-control: cannot wait for controllers: poll: {e}; retrying");
                 }
                 thread::sleep(RETRY);
             } else {
@@ -311,7 +308,7 @@ impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             StartError::NoSpare(e) => {
-                write!(f, "cannot set a file descriptor aside for controllers: {}", Advised(e))
+                write!(f, "cannot reserve a file descriptor for controllers: {}", Advised(e))
             }
             StartError::NoThread(e) => {
                 write!(f, "cannot start the control thread: {}", Advised(e))

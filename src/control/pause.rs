@@ -19,8 +19,8 @@ use crate::gate::Gate;
 /// room, so there have to be places that no hold can take.
 const MOST_HOLDS: usize = 32;
 
-/// What is said where a pause ends that nobody has given back.
-const TORN: &str = "whoever relied on it must not: a snapshot that is being taken now is torn";
+/// What to do about a pause that ended before those who asked for it ended it.
+const TORN: &str = "discard any snapshot being taken now";
 
 /// Owns the closing side of the gate.
 pub struct Pause {
@@ -95,7 +95,7 @@ impl Pause {
     /// `+`: asks for a pause that lasts until connection `holder` lets go.
     pub fn hold(&mut self, holder: Id, who: &dyn fmt::Display, now: Instant) -> Outcome {
         if self.holds.len() >= MOST_HOLDS && !self.holds.contains(&holder) {
-            info!("no hold for {who}: {MOST_HOLDS} are in force already");
+            info!("refused a hold to {who}: {MOST_HOLDS} connections have one");
             return Outcome::Refused;
         }
         let asked = self.close(format_args!("hold requested by {who}"), now);
@@ -110,7 +110,7 @@ impl Pause {
     pub fn let_go(&mut self, holder: Id, who: &dyn fmt::Display, now: Instant) -> bool {
         let held = self.holds.remove(&holder);
         if held {
-            info!("{who} lets go: {} more holds", self.holds.len());
+            info!("{who} released its hold; {} left", self.holds.len());
             if !self.is_wanted() {
                 self.end(format_args!("resumed by {who}"), now);
             }
@@ -139,7 +139,8 @@ impl Pause {
         let holds = self.holds.len();
         self.end(format_args!("resumed by {who}"), now);
         if holds > 0 {
-            warn!("{who} has ended {holds} holds before their time");
+            let noun = if holds == 1 { "hold" } else { "holds" };
+            warn!("{who} ended {holds} {noun} early");
         }
     }
 
@@ -168,7 +169,7 @@ impl Pause {
         if self.is_wanted() {
             self.asked = false;
             self.holds.clear();
-            error!("the server ends, and the pause with it; {TORN}");
+            error!("the server is shutting down, which ends the pause; {TORN}");
         }
     }
 
@@ -197,16 +198,16 @@ impl Pause {
         if self.deadline().is_some_and(|deadline| deadline <= now) {
             self.end(format_args!("resumed by pause-timeout"), now);
             error!(
-                "pause-timeout: the pause is ended after {:?}; {TORN}",
+                "pause-timeout: ended the pause after {:?}; {TORN}",
                 self.timeout.unwrap_or_default(),
             );
             return Progress::Ended;
         }
         if self.gate.must_open() {
-            self.end(format_args!("resumed by the end of the server"), now);
+            self.end(format_args!("resumed for the shutdown of the server"), now);
             error!(
-                "the server was told to end, and requests that may not be dropped are held: \
-                 the pause is ended for them; {TORN}"
+                "the server is shutting down with held requests that must not be dropped: \
+                 ended the pause to let them through; {TORN}"
             );
             return Progress::Ended;
         }
@@ -219,7 +220,7 @@ impl Pause {
             Err(why) => {
                 self.loss = true;
                 self.end(format_args!("resumed by the filter"), now);
-                error!("pause-flush: {why}; the pause is given up");
+                error!("pause-flush: {why}; gave up the pause, requests flow");
                 Progress::Ended
             }
         }
@@ -228,11 +229,11 @@ impl Pause {
     /// Closes the gate if it is open, and looks how far the pause gets at once.
     fn close(&mut self, log: fmt::Arguments<'_>, now: Instant) -> Outcome {
         if self.is_over {
-            info!("{log}: refused, the server ends");
+            info!("{log}: refused, as the server is shutting down");
             return Outcome::Refused;
         }
         if self.loss {
-            info!("{log}: refused, since nobody was told yet that a flush had failed");
+            info!("{log}: refused, to report that an earlier flush failed");
             return Outcome::Refused;
         }
         match self.stage {
@@ -240,7 +241,7 @@ impl Pause {
             Stage::Draining(_) | Stage::Flushing(_) => {}
             Stage::Running => {
                 if let Err(e) = self.gate.close() {
-                    error!("cannot pause: {e}; requests flow on");
+                    error!("cannot pause: {e}; requests keep flowing");
                     return Outcome::Refused;
                 }
                 // Too far away to be told in this clock is no deadline.
@@ -254,7 +255,7 @@ impl Pause {
                 Outcome::Done
             }
             Progress::None => {
-                info!("{log}: {} requests in flight", self.gate.in_flight());
+                info!("{log}; requests in flight: {}", self.gate.in_flight());
                 Outcome::Pending
             }
             Progress::Ended => Outcome::Refused,
@@ -298,7 +299,7 @@ impl Pause {
         match stage {
             Stage::Running => {}
             Stage::Draining(closed) => info!(
-                "{log}, cancelled after {}: {} requests had not finished, {held} were held",
+                "{log} before the pause took effect, after {}; requests in flight: {}, held: {held}",
                 closed.age(now),
                 self.gate.in_flight(),
             ),
@@ -306,13 +307,10 @@ impl Pause {
                 if let Some(flushing) = &mut self.flushing {
                     flushing.cancel();
                 }
-                info!(
-                    "{log}, cancelled while flushing, after {}: {held} requests were held",
-                    closed.age(now),
-                );
+                info!("{log} while flushing, after {}; requests held: {held}", closed.age(now),);
             }
             Stage::Paused(closed) => {
-                info!("{log} after {}: {held} requests were held", closed.age(now));
+                info!("{log} after {}; requests held: {held}", closed.age(now));
             }
         }
     }

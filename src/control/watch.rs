@@ -56,14 +56,16 @@ impl Watch {
         match place {
             Place::There => {
                 if !self.told.is_empty() {
-                    self.trouble_is_over(socket, "the control socket is at its path again");
+                    self.trouble_is_over(socket, "the control socket is back at its path");
                 }
                 None
             }
             Place::Unclear(e) => {
                 if !blind {
                     let path = socket.path().display();
-                    info!("pause-control={path}: cannot see if the control socket is there: {e}");
+                    info!(
+                        "pause-control={path}: cannot check that the control socket is there: {e}"
+                    );
                 }
                 None
             }
@@ -80,10 +82,10 @@ impl Watch {
                 };
                 let but = match (has_other_user, has_other_group) {
                     (_, true) => {
-                        ", but belongs to this server's user and group now, and its group may \
-                         do no more than everybody: see to that (chown, chmod)"
+                        ", but now belongs to this server's user and group, and gives the group no \
+                         more access than everyone: fix it with chown and chmod"
                     }
-                    (true, false) => ", but belongs to this server's user now",
+                    (true, false) => ", but now belongs to this server's user",
                     (false, false) => "",
                 };
                 self.trouble_is_over(socket, format_args!("{what}{but}"));

@@ -22,7 +22,7 @@ impl fmt::Display for Barrier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Barrier::Membarrier => "membarrier(2)",
-            Barrier::Fences => "fences in each request, for want of membarrier(2)",
+            Barrier::Fences => "fences in each request, as membarrier(2) is not available",
         })
     }
 }
@@ -33,7 +33,7 @@ pub struct BarrierFailed(io::Error);
 
 impl fmt::Display for BarrierFailed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "membarrier(2) failed, although it worked at start: {}", self.0)
+        write!(f, "membarrier(2) failed, although it worked at startup: {}", self.0)
     }
 }
 

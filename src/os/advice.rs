@@ -21,13 +21,13 @@ impl fmt::Display for Advised<'_> {
 pub fn remedy(e: &io::Error) -> Option<&'static str> {
     match e.raw_os_error()? {
         libc::EMFILE => Some("raise the limit on open files (ulimit -n)"),
-        libc::ENFILE => Some("the whole system has no more open files: raise fs.file-max"),
+        libc::ENFILE => Some("the whole system is out of file descriptors: raise fs.file-max"),
         // What pthread_create(3) says of any shortage, of memory too.
         libc::EAGAIN => Some(
-            "raise the limit on threads (ulimit -u, or TasksMax where systemd sets it), \
+            "raise the limit on threads (ulimit -u, or TasksMax= in a systemd unit), \
              or free memory",
         ),
-        libc::ENOSPC | libc::EDQUOT => Some("make room there"),
+        libc::ENOSPC | libc::EDQUOT => Some("free space or inodes there"),
         _ => None,
     }
 }

@@ -63,8 +63,8 @@ impl fmt::Display for SocketError {
             Moment::Start => write!(f, "{reason}{remedy}"),
             Moment::Serving => write!(
                 f,
-                "the control socket is not at its path any more, and cannot be put back yet: \
-                 {reason}{remedy}; this is tried again every few seconds"
+                "the control socket is gone from its path and cannot be put back yet: \
+                 {reason}{remedy}; retrying every few seconds"
             ),
         }
     }
@@ -84,27 +84,29 @@ impl Reason {
             Reason::Alive => (": choose another path, or stop that process", ": stop that process"),
             Reason::Unclear(e) if advice::remedy(e).is_some() => ("", ""),
             Reason::Unclear(_) => (
-                ": choose another path, or see who has it open (ss -xlp) and remove it if \
+                ": choose another path, or check who has it open (ss -xlp) and remove it if \
                  nobody does",
-                ": see who has it open (ss -xlp), and remove it if nobody does",
+                ": check who has it open (ss -xlp), and remove it if nobody does",
             ),
-            Reason::Locked => (": end that lock", ": end that lock"),
+            Reason::Locked => {
+                (": choose another path, or stop that process", ": stop that process")
+            }
             Reason::Directory(_, e) if is_absent(e) => {
-                (": make it, or choose another path", ": make it again")
+                (": create it, or choose another path", ": create it again")
             }
             Reason::Directory(_, e) if is_forbidden(e) => (
-                ": permit the user that starts nbdkit to read there, remove the dead socket in \
-                 it, or choose another path",
-                ": permit the user that this server runs as to read there, or remove the dead \
-                 socket in it",
+                ": give the user that starts nbdkit read permission on it, remove the dead \
+                 socket in it, or choose another path",
+                ": give the user that this server runs as read permission on it, or remove the \
+                 dead socket in it",
             ),
             Reason::Failed(Step::LookAtPath, e) if is_forbidden(e) => (
-                ": permit the user that starts nbdkit to look there, or choose another path",
-                ": permit the user that this server runs as to look there",
+                ": give the user that starts nbdkit search permission there, or choose another path",
+                ": give the user that this server runs as search permission there",
             ),
             Reason::Failed(Step::Make | Step::RemoveDead, e) if is_forbidden(e) => (
-                ": permit the user that starts nbdkit to write there, or choose another path",
-                ": permit the user that this server runs as to write there",
+                ": give the user that starts nbdkit write permission there, or choose another path",
+                ": give the user that this server runs as write permission there",
             ),
             Reason::Directory(..) | Reason::Failed(..) => ("", ""),
         };
@@ -119,20 +121,18 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Reason::Occupied(what) => {
-                write!(f, "{what} is there, and only a dead socket is ever replaced")
+                write!(f, "{what} is there, and the filter replaces only a dead socket")
             }
-            Reason::Alive => write!(f, "a process has the socket open that is there"),
-            Reason::Unclear(e) => write!(
-                f,
-                "cannot tell whether a process has the socket open that is there: {}",
-                Advised(e)
-            ),
+            Reason::Alive => write!(f, "a process has this socket open"),
+            Reason::Unclear(e) => {
+                write!(f, "cannot tell whether a process has this socket open: {}", Advised(e))
+            }
             Reason::Directory(directory, e) => {
                 write!(f, "cannot open the directory {}: {}", directory.display(), Advised(e))
             }
             Reason::Locked => write!(
                 f,
-                "a dead socket is there, and another process has its directory locked (flock)"
+                "a dead socket is there, but another process has locked its directory (flock)"
             ),
             Reason::Failed(step, e) => write!(f, "cannot {step}: {}", Advised(e)),
         }
@@ -144,13 +144,13 @@ impl std::error::Error for SocketError {}
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Step::LookAtPath => "look at this path",
-            Step::LookAtLost => "look at the lost socket",
-            Step::RemoveDead => "remove the dead socket that is there",
-            Step::Make => "make the socket",
-            Step::LookAtMade => "look at the socket just made",
-            Step::SetMode => "set the permissions of the socket, through /proc",
-            Step::Listen => "listen on the socket just made",
+            Step::LookAtPath => "stat this path",
+            Step::LookAtLost => "stat the lost socket",
+            Step::RemoveDead => "remove the dead socket there",
+            Step::Make => "create the socket",
+            Step::LookAtMade => "stat the new socket",
+            Step::SetMode => "set the permissions of the new socket through /proc",
+            Step::Listen => "listen on the new socket",
         })
     }
 }

@@ -176,7 +176,7 @@ fn make(path: &Path, access: Access, moment: Moment) -> Result<Bound, Reason> {
             return Err(Reason::Locked);
         }
         match remove_if(path, &dead) {
-            Ok(true) => info!("{}: replacing the socket of a process that is gone", path.display()),
+            Ok(true) => info!("{}: replacing a dead socket", path.display()),
             // Somebody has just put another file there: bind(2) will refuse it.
             Ok(false) => {}
             Err(e) => return Err(Reason::Failed(Step::RemoveDead, e)),
@@ -301,7 +301,7 @@ impl Drop for ControlSocket {
         let removed = match self.place() {
             Place::There => fs::remove_file(&self.path),
             Place::Lost => {
-                info!("{}: not ours any more, left alone", self.path.display());
+                info!("{}: no longer our socket, leaving it alone", self.path.display());
                 Ok(())
             }
             Place::Unclear(e) => Err(e),

@@ -211,9 +211,9 @@ fn one_that_speaks_another_protocol_and_pauses_the_server_by_that_is_named_in_th
         other.expect(&replies.collect::<String>());
         stage.play("held A:r=R flow");
     }
-    stage.play("told:3:among_bytes_that_are_no_commands");
+    stage.play("told:3:among_bytes_that_are_not_commands");
     // Nor does it have to be told again and again, or where nothing is paused.
-    stage.play("B:xp=XP B:xpr=XPR C:ppr=PPR C:x=X told:4:among_bytes_that_are_no_commands flow");
+    stage.play("B:xp=XP B:xpr=XPR C:ppr=PPR C:x=X told:4:among_bytes_that_are_not_commands flow");
 }
 
 /// Half of the places are taken for good.
@@ -255,14 +255,14 @@ fn end_of_episode(server: &Server) {
     // Without the message, some more than the ten seconds that it takes.
     let is_silent = env::var_os("RUST_LOG").is_some();
     let enough = Duration::from_secs(13);
-    let over = server.messages_count("accepted as usual");
+    let over = server.messages_count("accepting controllers normally");
     let start = Instant::now();
     eventually("it is over", GENEROUS, || {
         server.controller().resume();
         thread::sleep(A_WHILE);
         match is_silent {
             true => start.elapsed() > enough,
-            false => server.messages_count("accepted as usual") > over,
+            false => server.messages_count("accepting controllers normally") > over,
         }
     });
 }

@@ -93,7 +93,7 @@ fn a_close_that_waits_keeps_no_server_from_ending() {
         stage.play("write").play(pause).play("goes wait:100");
         let ended = stage.end();
         assert_eq!(fs::metadata(ended.path("written")).unwrap().len(), 512);
-        expect_line(&ended.process.stderr, &["error: pause: ", "the pause is ended", "torn"]);
+        expect_line(&ended.process.stderr, &["error: pause: ", "ended the pause", "discard"]);
     }
 }
 
@@ -109,7 +109,7 @@ fn when_the_server_ends_nobody_has_a_pause_any_more_before_the_plugin_can_write(
             if call == "cleanup" {
                 stage.play(lost).play("A:r=R A:p=X");
             }
-            stage.play("says:a_snapshot_that_is_being_taken_now_is_torn remove:slow");
+            stage.play("says:discard_any_snapshot_being_taken_now remove:slow");
             let ended = stage.ended();
             assert_eq!(fs::metadata(ended.path("written")).unwrap().len(), 512);
         }

@@ -309,7 +309,7 @@ dialogues! {
     obedient() => {
         a_flush_that_fails_gives_the_pause_up_and_the_next_one_works:
             "write make:broken A:p=X read B:p=X read told:2:pause-flush:_"
-            "says:the_platters_are_broken says:the_pause_is_given_up"
+            "says:the_platters_are_broken says:gave_up_the_pause"
             "remove:broken A:p=P flushed:3 held A:r=R flow";
         a_client_s_own_flush_that_fails_leaves_the_connection_dirty:
             "write make:broken flush-fails remove:broken A:p=P flushed:2";
@@ -323,18 +323,18 @@ dialogues! {
         /// The next flush goes well, as fsync(2) does after it has told an error once.
         a_flush_that_fails_after_its_pause_was_ended_fails_the_next_pause_once:
             "write make:slow make:broken A:p await:flushes B:r=R A:=X remove:slow flushed:1"
-            "remove:broken A:p=X says:pause-flush:_the_flush_of_a_pause_that_was_ended_has_failed"
+            "remove:broken A:p=X says:pause-flush:_the_flush_of_an_earlier_pause,_which_was_ended,_failed"
             "read A:p=P flushed:2";
         a_last_flush_that_fails_fails_the_next_pause_once_and_the_log_says_why:
             "make:broken write goes is-gone says:the_last_flush_of_a_connection_failed"
-            "remove:broken A:p=X says:writes_of_a_connection_that_has_ended_could_not_be_flushed"
+            "remove:broken A:p=X says:writes_of_a_closed_connection_could_not_be_flushed"
             "read A:p=P";
         a_pause_that_waits_for_a_last_flush_that_fails_gets_x:
             "write make:slow make:broken goes await:flushes A:p= remove:slow A:=X"
             "says:could_not_be_flushed A:p=P";
         a_flush_that_fails_is_told_to_the_next_one_if_nobody_is_there_to_hear_of_it:
             "write make:slow make:broken A:p await:flushes A.closes heard remove:slow flushed:1"
-            "says:the_pause_is_given_up remove:broken B:p=X B:p=P flushed:2";
+            "says:gave_up_the_pause remove:broken B:p=X B:p=P flushed:2";
         a_connection_that_closes_while_its_flush_fails_is_not_forgotten:
             "write make:slow make:broken A:p await:flushes goes A:= remove:slow A:=X is-gone"
             "remove:broken A:p=X says:could_not_be_flushed A:p=P";

@@ -68,7 +68,7 @@ fn a_write_whose_client_had_gone_when_it_came_waits_for_the_end_of_the_pause() {
 
 /// Whoever relied on the pause hears of it.
 fn expect_pause_ended(messages: &str) {
-    expect_line(messages, &["error", "pause", "told to end", "the pause is ended", "torn"]);
+    expect_line(messages, &["error", "pause", "shutting down", "ended the pause", "discard"]);
 }
 
 /// Its write can neither wait for an operator nor be dropped.

@@ -124,9 +124,9 @@ fn what_a_plugin_that_fails_everything_cannot_flush_is_told_and_requests_flow() 
         assert_eq!(stage.client().reply(ticket), Err(error));
         // It may have been written in part.
         stage.play("A:p=X");
-        assert_eq!(stage.server.messages_count("given up"), told);
+        assert_eq!(stage.server.messages_count("gave up"), told);
         let words = io::Error::from_raw_os_error(error).to_string();
-        expect_line(&stage.server.messages(), &["error: ", "pause-flush: ", &words, "given up"]);
+        expect_line(&stage.server.messages(), &["error: ", "pause-flush: ", &words, "gave up"]);
         expect_errors(stage.client(), error);
     }
     stage.end();

@@ -123,7 +123,7 @@ fn a_request_that_a_filter_above_makes_for_itself_outlives_its_client_and_not_th
         eventually("the connection is gone", PROMPT, || server.threads() <= at_rest);
     }
     let said = server.ended(PROMPT).well().process.stderr;
-    assert!(!said.contains("may not be dropped"), "{said}");
+    assert!(!said.contains("must not be dropped"), "{said}");
 }
 
 // Listening.

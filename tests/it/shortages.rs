@@ -36,7 +36,7 @@ fn without_a_thread_to_flush_a_pause_is_refused_and_the_next_one_works() {
     stage.play("write").server.limit(NO_MORE_THREADS);
     stage.play("A:p=X read A:p=X read A:p=X read");
     let messages = stage.server.messages();
-    expect_line(&messages, &["error: ", "pause-flush", "thread", "ulimit -u", "given up"]);
+    expect_line(&messages, &["error: ", "pause-flush", "thread", "ulimit -u", "gave up"]);
     assert!(!stage.server.logged().contains(" Flush "), "{}", stage.server.logged());
 
     threads_again(&stage.server);
@@ -124,7 +124,7 @@ fn at_any_limit_on_descriptors_nbdkit_can_be_paused_or_ends_and_says_why() {
     // All of that has happened.
     assert!(served >= 9, "{refusals}");
     expect_line(&refusals, &["error: ", "pause-control=/", "ulimit -n"]);
-    expect_line(&refusals, &["error: ", "pause-control: ", "set a file descriptor aside"]);
+    expect_line(&refusals, &["error: ", "pause-control: ", "reserve a file descriptor"]);
 }
 
 // A file system that takes no socket.
@@ -154,6 +154,6 @@ fn is_told_of_a_tmpfs(options: &str, words: &[&str]) {
 #[test]
 fn a_full_or_a_read_only_disk_for_the_control_socket_is_told_by_its_path() {
     // The folder itself is the one file.
-    is_told_of_a_tmpfs("nr_inodes=1", &["No space left", "make room"]);
+    is_told_of_a_tmpfs("nr_inodes=1", &["No space left", "free space or inodes"]);
     is_told_of_a_tmpfs("ro", &["Read-only file system"]);
 }

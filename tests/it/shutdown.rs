@@ -83,7 +83,7 @@ fn at_sigterm_what_waits_in_nbdkit_for_a_held_request_is_carried_out() {
     drop(clients);
     let ended = server.ended(PROMPT).well();
     // Whoever relied on the pause hears of it.
-    expect_line(&ended.process.stderr, &["error", "told to end", "the pause is ended"]);
+    expect_line(&ended.process.stderr, &["error", "shutting down", "ended the pause"]);
     let disk = ended.disk();
     assert_eq!(disk[..512], [0; 512]);
     assert_eq!(disk[512..20 * 512], [0xee; 19 * 512]);

@@ -96,7 +96,7 @@ fn snapshots_while_helpers_are_killed(
             if !finished.status.success() {
                 killed += 1;
                 // The command was running, and perhaps still is.
-                killed_in_pause += u32::from(finished.stderr.contains("runs"));
+                killed_in_pause += u32::from(finished.stderr.contains(" s: running "));
                 writer.goes_on();
                 continue;
             }

@@ -168,7 +168,7 @@ fn a_directory_that_was_renamed_and_is_named_back_still_has_the_same_socket() {
     // Where it is now, it is served.
     Controller::connect(&away.join("control")).pause();
     fs::rename(&away, &run).unwrap();
-    stage.play("back A:r=R says:the_control_socket_is_at_its_path_again lines:2");
+    stage.play("back A:r=R says:the_control_socket_is_back_at_its_path lines:2");
     assert!(look(&stage.server.control_path()) == before, "it was touched");
     stage.end();
 }
@@ -200,7 +200,7 @@ fn a_fifo_in_place_of_the_directory_does_not_keep_the_operator_from_being_heard(
     exchange(&run, &fifo);
     stage.play("lost:Not_a_directory looks A:r=R");
     exchange(&run, &fifo);
-    stage.play("says:at_its_path_again lines:2");
+    stage.play("says:back_at_its_path lines:2");
     stage.end();
 }
 
@@ -215,7 +215,7 @@ fn in_a_directory_that_is_not_writable_that_is_told_once_until_it_is() {
     let mut stage = Stage::on(setup);
     stage.play("A:r=R");
     exchange(&run, &other);
-    stage.play("lost:Permission_denied|permit_the_user idle lines:1 A:p=P");
+    stage.play("lost:Permission_denied|give_the_user idle lines:1 A:p=P");
     set_mode(&run, 0o755);
     stage.play("back B:r=R lines:2");
     stage.end();
@@ -237,7 +237,7 @@ fn in_a_directory_that_cannot_be_read_it_is_put_back_all_the_same() {
     // Whether it is dead, every user may see.
     set_mode(&stage.server.path("theirs"), 0o777);
     put_in_place(&stage.server);
-    stage.play("lost:cannot_open_the_directory|read_there");
+    stage.play("lost:cannot_open_the_directory|read_permission");
     set_mode(&run, 0o700);
     stage.play("back B:r=R");
     stage.end();
@@ -309,7 +309,7 @@ fn the_live_socket_of_another_process_in_its_place_is_told_once_and_not_even_dis
     listener.set_nonblocking(true).unwrap();
     let theirs = look(&stage.server.path("theirs"));
     put_in_place(&stage.server);
-    stage.play("lost:a_process_has_the_socket_open looks lines:1");
+    stage.play("lost:a_process_has_this_socket_open looks lines:1");
     assert!(look(&stage.server.control_path()) == theirs, "it was touched");
     // Nobody has knocked.
     assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
@@ -366,7 +366,7 @@ fn after_a_change_of_user_a_removed_socket_that_cannot_be_put_back_is_told_once(
         let Some(mut stage) = changing_user(mode_of_directory) else { return };
         stage.play("A:p=P looks lines:0");
         remove_socket(&stage.server);
-        stage.play("lost:Permission_denied|permit_the_user looks lines:1 A:r=R");
+        stage.play("lost:Permission_denied|give_the_user looks lines:1 A:r=R");
         stage.end();
     };
     // Nobody may not even look into the last one.
@@ -397,7 +397,7 @@ fn where_it_cannot_have_its_group_again_no_other_group_may_connect() {
         assert_ne!(found.gid(), OTHERS);
         // The next one is as this one was.
         let said = stage.server.messages();
-        let is_told = said.lines().last().unwrap().contains("no more than everybody");
+        let is_told = said.lines().last().unwrap().contains("no more access than everyone");
         assert_eq!(is_told, loss == 1, "{said}");
     }
     stage.end();

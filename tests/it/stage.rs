@@ -5,7 +5,7 @@
 use super::*;
 
 /// What is said first of a control socket that can't be put back.
-const LOST: &str = "not at its path any more";
+const LOST: &str = "gone from its path";
 
 /// The server looks at the path every two seconds: at least once in this time.
 pub const A_LOOK: Duration = Duration::from_millis(2500);

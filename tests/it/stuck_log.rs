@@ -143,7 +143,7 @@ fn a_log_that_nobody_reads_keeps_nothing_from_being_heard() {
         server.expect_no_busy_loop(|| thread::sleep(Duration::from_secs(1)));
 
         // Each of these is an error, and they were kept as long as there was room.
-        let log = read_up_to(&mut *reader, "are lost");
+        let log = read_up_to(&mut *reader, "blocked for too long");
         let mut lines = log.lines();
         expect_line(lines.next().unwrap(), &["error: ", "pause-timeout"]);
         let lost = lines.next_back().unwrap().split_whitespace().find_map(|word| word.parse().ok());

@@ -195,8 +195,8 @@ fn what_standard_error_does_not_take_is_said_when_it_does() {
     let mut run = start_with_stderr(run_of(&server, UNTIL_TOLD), &path);
     run.runs_until("the command runs", || server.path("running").exists());
     finish_run(&server, run).ends(0, &[]);
-    let last = "sh has ended: exit status: 0\n";
-    read_until(&mut pipe, &["control: paused", "sh runs", "without a break", last]);
+    let last = "sh ended with exit status: 0\n";
+    read_until(&mut pipe, &["control: paused", "running sh", "uninterrupted", last]);
 }
 
 #[test]
@@ -221,7 +221,7 @@ fn what_there_is_no_room_for_is_counted_and_the_last_word_is_said() {
     }
     server.make("go");
     let text = read_until(&mut pipe, &[UNUSABLE]);
-    assert!(text.contains("lines are missing here"), "{text}");
+    assert!(text.contains("lines missing here"), "{text}");
     run.finish(PROMPT).ends(124, &[]);
 }
 
@@ -326,7 +326,7 @@ fn after(first: fn(), mut command: Command) -> Command {
 fn expect_resume_under_a_deaf_command(first: fn(), signal: i32) {
     let server = Holds.start();
     let run = Process::start(after(first, call(&server, "run control -- sleep 60")));
-    eventually("the command runs", GENEROUS, || run.stderr().contains("sleep runs"));
+    eventually("the command runs", GENEROUS, || run.stderr().contains("running sleep"));
     let mut commands = children(run.pid());
     commands.retain(|pid| {
         fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "sleep\n")
@@ -335,7 +335,7 @@ fn expect_resume_under_a_deaf_command(first: fn(), signal: i32) {
     let held = expect_paused(&server);
     run.signal(signal);
     held.goes_on_within(GRACE);
-    let said = "sleep has not ended: resuming";
+    let said = "sleep is still running: resuming";
     eventually("it is said", PROMPT, || run.stderr().contains(said));
     send_signal(commands[0], SIGKILL);
     run.finish(PROMPT).ends(124, &[]);

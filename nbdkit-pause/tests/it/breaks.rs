@@ -5,7 +5,7 @@
 
 use super::*;
 
-const BREAK: &str = "THE PAUSE HAD A BREAK";
+const BREAK: &str = "THE PAUSE WAS INTERRUPTED";
 
 // A pause that is over too early.
 
@@ -55,7 +55,7 @@ fn a_server_that_ends_in_the_middle_makes_the_snapshot_unusable() {
         let socket = socket(&dead);
         drop(dead);
         if kind == Holds {
-            let over = format!("{socket}: THE PAUSE IS OVER TOO EARLY");
+            let over = format!("{socket}: THE PAUSE ENDED EARLY");
             eventually("it is told at once", PROMPT, || run.stderr().contains(&over));
         }
         finish_run(&good, run).ends(124, &[&socket, UNUSABLE]);
@@ -72,7 +72,7 @@ fn a_server_that_does_not_answer_at_the_end_is_named_with_what_to_type() {
         let run = finish_run(&good, run);
         go_on(stuck.pid());
         let socket = socket(&stuck);
-        let paused = format!("{socket}: IT MAY STILL BE PAUSED: no answer within 10.000 s");
+        let paused = format!("{socket}: THE SERVER MAY STILL BE PAUSED: no answer within 10.000 s");
         run.ends(124, &[&paused, &format!("type: nbdkit-pause resume {socket}"), UNUSABLE]);
         expect_flow(&good);
         // What was sent counts, once it is heard.
@@ -85,9 +85,9 @@ fn a_server_that_does_not_answer_at_the_end_is_named_with_what_to_type() {
 #[test]
 fn a_pause_without_a_break_is_said_to_be_one() {
     let server = Holds.start();
-    let said = ["control: resumed after a pause of", "without a break"];
+    let said = ["control: resumed after a pause of", ", uninterrupted"];
     let run = call(&server, "run control -- true").ends(0, &said);
-    assert!(!run.stderr.contains("has no holds"), "{run:#?}");
+    assert!(!run.stderr.contains("no holds"), "{run:#?}");
 }
 
 #[test]
@@ -129,9 +129,9 @@ fn a_drain_that_somebody_ends_is_not_taken_for_a_pause_nor_begun_anew() {
         thread::sleep(Duration::from_millis(after));
         server.controller().resume();
         held.goes_on();
-        let said = ["the pause did not take effect: somebody resumed", "sh was not run"];
+        let said = ["the pause did not take effect: someone resumed", "sh was not run"];
         let run = run.finish(PROMPT).ends(125, &said);
-        assert!(kind == Plain || !run.stderr.contains("has no holds"), "{run:#?}");
+        assert!(kind == Plain || !run.stderr.contains("no holds"), "{run:#?}");
         not_run(&[&server]);
     }
 }
@@ -139,7 +139,7 @@ fn a_drain_that_somebody_ends_is_not_taken_for_a_pause_nor_begun_anew() {
 #[test]
 fn a_drain_that_runs_into_the_servers_own_limit_is_no_pause() {
     let (server, _client) = stuck(Holds.of(Setup::obedient().limited()));
-    let said = ["the pause did not take effect", "its time ran out"];
+    let said = ["the pause did not take effect", "pause-timeout ran out"];
     run_on(&[&server], "", "touch ran").ends(125, &said);
     not_run(&[&server]);
 }
@@ -151,7 +151,7 @@ fn that_a_server_has_no_holds_is_said_and_how_to_resume_by_hand() {
     for kind in WITHOUT_HOLDS {
         let server = kind.start();
         let by_hand = format!("type: nbdkit-pause resume {}", socket(&server));
-        let said = ["control: paused by p and r, as this server has no holds", &by_hand];
+        let said = ["control: paused with p, as this server has no holds", &by_hand];
         call(&server, "run control -- true").ends(0, &said);
     }
 }

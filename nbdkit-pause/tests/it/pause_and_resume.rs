@@ -53,7 +53,7 @@ fn whoever_can_be_resumed_is() {
         let second = socket(&last);
         call(&first, &format!("pause control {second}")).ends(0, &[]);
         call(&first, &format!("resume control nowhere nbd {second}"))
-            .ends(125, &["nowhere: not resumed: there is no such socket", "nbd: "]);
+            .ends(125, &["nowhere: not resumed: no such socket", "nbd: "]);
         expect_flow(&first);
         expect_flow(&last);
     }

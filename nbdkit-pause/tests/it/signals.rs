@@ -13,7 +13,7 @@ fn a_signal_goes_to_the_command_and_the_servers_are_resumed() {
             let run = start_script(&[&server], "touch running; exec sleep 60");
             run.signal(signal);
             // The command's own: it was ended by that signal.
-            run.finish(PROMPT).ends(128 + signal, &["is passed on to sh", "resumed"]);
+            run.finish(PROMPT).ends(128 + signal, &[": passed on to sh", "resumed"]);
             expect_flow(&server);
             server.remove("running");
         }
@@ -48,7 +48,7 @@ fn a_command_that_does_not_end_does_not_keep_the_servers_paused() {
         assert!(time > Duration::from_secs(4) && time < Duration::from_secs(9), "{time:?}");
         assert!(run.is_running());
         // Its end was not covered.
-        let said = ["has not ended: resuming all the same", "DO NOT USE THE SNAPSHOT"];
+        let said = ["is still running: resuming anyway", "DO NOT USE THE SNAPSHOT"];
         finish_run(&server, run).ends(124, &said);
     });
 }

@@ -28,15 +28,15 @@ fn a_socket_that_is_not_there_or_is_none_or_refuses() {
     drop(UnixListener::bind(server.path("dead")).unwrap());
     let long = "x".repeat(108);
     for (socket, why, hint) in [
-        ("nowhere", "there is no such socket", "pause-control=SOCKET"),
-        ("no/where", "there is no such socket", "nbdkit is running"),
-        ("file/where", "there is no such socket", "nbdkit is running"),
-        ("dead", "refused: the server of this socket is gone", "is running"),
-        ("file", "this is not a pause socket", "pause-control"),
-        ("folder", "this is not a pause socket", "pause-control"),
-        ("datagram", "this is not a pause socket", "pause-control"),
-        ("nbd", "not a pause socket but the one of NBD clients", "pause-control"),
-        (&long, "this path has 108 bytes", "107"),
+        ("nowhere", "no such socket", "pause-control=SOCKET"),
+        ("no/where", "no such socket", "nbdkit is running"),
+        ("file/where", "no such socket", "nbdkit is running"),
+        ("dead", "connection refused: the server of this socket is gone", "is running"),
+        ("file", "not a pause control socket", "pause-control"),
+        ("folder", "not a pause control socket", "pause-control"),
+        ("datagram", "not a pause control socket", "pause-control"),
+        ("nbd", "not a pause control socket but one for NBD clients", "pause-control"),
+        (&long, "this path is 108 bytes long", "107"),
     ] {
         expect_trouble(&server, socket, why, hint);
     }
@@ -77,12 +77,12 @@ fn the_socket_of_another_service() {
         let _ = stream.write_all(b"Z");
         let _ = stream.read(&mut [0]);
     };
-    expect_trouble_with(answer_z, "this is not a pause socket", "0x5a");
+    expect_trouble_with(answer_z, "not a pause control socket", "0x5a");
 }
 
 #[test]
 fn a_service_that_closes_the_connection() {
-    expect_trouble_with(drop, "has closed the connection", "not a pause socket");
+    expect_trouble_with(drop, "the server closed the connection", "not a pause control socket");
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn every_bad_socket_is_named_at_once() {
     let server = Plain.start();
     server.make("file");
     call(&server, "run nowhere control file -- true")
-        .ends(125, &["nowhere: there is no such socket", "file: this is not a pause socket"]);
+        .ends(125, &["nowhere: no such socket", "file: not a pause control socket"]);
 }
 
 #[test]

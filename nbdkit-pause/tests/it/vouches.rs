@@ -15,7 +15,7 @@ fn a_run_that_gets_no_hold_any_more_leaves_the_others_theirs() {
     let mut holders = server.controllers(MOST_HOLDS);
     holders.iter_mut().for_each(Controller::hold);
     let mut held = expect_paused(&server);
-    let said = ["control: the pause did not take effect", "32 holds are in force"];
+    let said = ["control: the pause did not take effect", "32 connections have holds"];
     call(&server, "run control -- touch ran").ends(125, &said);
     assert!(!server.path("ran").exists());
     held.stays();
@@ -36,7 +36,7 @@ fn a_resume_right_after_a_run_has_asked_for_its_hold_stands() {
     // From here on somebody else wants a pause. It is not the run's to end.
     other.send(b"+");
     let mut held = wait_until_paused(&server);
-    run.ends(125, &["the pause did not take effect: somebody resumed", "sh was not run"]);
+    run.ends(125, &["the pause did not take effect: someone resumed", "sh was not run"]);
     held.stays();
     assert!(!server.path("ran").exists());
 }
@@ -53,7 +53,7 @@ fn a_server_without_holds_that_starts_again_in_the_middle_makes_the_snapshot_unu
             let run = start_script(&[&server], UNTIL_GO);
             send_signal(server.pid(), signal);
             let server = server.ended(GENEROUS).again().start();
-            let told = "control: THE PAUSE MAY HAVE HAD A BREAK";
+            let told = "control: THE PAUSE MAY HAVE BEEN INTERRUPTED";
             eventually("it is told", PROMPT, || run.stderr().contains(told));
             // It takes writes.
             expect_flow(&server);
