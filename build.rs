@@ -1,4 +1,4 @@
-//! Makes the Rust bindings of nbdkit's filter API from the installed header.
+//! Generates the Rust bindings of nbdkit's filter API from the installed header.
 //! Filters have no stable ABI, so nothing of the header is copied into this tree.
 
 use std::path::{Path, PathBuf};
@@ -105,11 +105,11 @@ fn find_nbdkit_filter_h() -> Result<(PathBuf, String), String> {
 /// but cargo would search all of /usr/include.
 fn folder_that_an_upgrade_changes() -> Option<PathBuf> {
     let folder = PathBuf::from(pkg_config::get_variable("nbdkit", "pcfiledir").ok()?);
-    // It is where the file was found, the system root included. pkgconf puts
-    // the root before it all the same, if it does not know it by that name.
+    // It is where the file was found, including the system root. pkgconf puts
+    // the root before it even so, if it does not know it by that name.
     let root = system_root().unwrap_or_default();
     let without_root = folder.strip_prefix(&root).map(|rest| Path::new("/").join(rest));
-    // What is not there would count as changed, always.
+    // Cargo would always count a missing folder as changed.
     [Ok(folder.clone()), without_root].into_iter().flatten().find(|path| path.is_dir())
 }
 

@@ -1,5 +1,5 @@
-//! The parameters: their names, what they accept, and what the filter says of a
-//! value that it can't accept. `lifecycle` hands them to the modules that act on
+//! The parameters: their names, what they accept, and what the filter says about a
+//! value that it can't accept. `lifecycle` passes them to the modules that act on
 //! them.
 
 use std::ffi::{CStr, c_int};
@@ -11,7 +11,7 @@ use pause_protocol::{LONGEST_SOCKET_PATH, parse_duration};
 
 use crate::nbdkit;
 
-/// What `nbdkit --filter=... --help` prints of the parameters.
+/// What `nbdkit --filter=... --help` prints about the parameters.
 pub const HELP: &CStr =
     c"pause-control=SOCKET (required) Control socket to create: send p to pause, r to resume.
 pause-mode=MODE                 Permissions of the socket, in octal (default 0600).

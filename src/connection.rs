@@ -1,5 +1,5 @@
-//! An NBD client's connection: how its requests are admitted, whether a crash could
-//! still lose writes of it, and how it ends. `filter` knows what a request does below.
+//! An NBD client's connection: how it admits requests, whether a crash could still
+//! lose its writes, and how it ends. `filter` knows what a request does below.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ pub struct Connection {
     /// The next layer, from `prepare` to `finalize`, if it is to be flushed.
     /// Locked while it is.
     next: Mutex<Option<Next>>,
-    /// The client has left in some way, and what layers above us still ask for is
+    /// The client has left in some way; whatever layers above us still ask for is
     /// on their own behalf.
     is_finalized: AtomicBool,
 }
@@ -35,15 +35,15 @@ impl Connection {
         }
     }
 
-    /// A request of this connection has changed the disk, or has tried to. To
-    /// be called before its pass ends.
+    /// A request of this connection has changed the disk, or has tried to. Call it
+    /// before the pass of that request ends.
     #[inline]
     pub fn changed(&self) {
         self.changes.note(&self.gate);
     }
 
-    /// Does `flush`, which is to flush the next layer, and takes note of what
-    /// is stable now. A change that is done while it runs stays dirty.
+    /// Calls `flush`, which flushes the next layer, and notes what is stable now. A
+    /// change that finishes while it runs stays dirty.
     pub fn flush<R>(&self, flush: impl FnOnce() -> R, is_ok: impl FnOnce(&R) -> bool) -> R {
         let taken = self.changes.take(&self.gate);
         let result = flush();
@@ -53,9 +53,9 @@ impl Connection {
         result
     }
 
-    /// From now on pauses flush this connection: once also where it has changed nothing,
-    /// if that may be done while it negotiates. On nbdkit's thread, from `prepare`;
-    /// `next` stays good until `finalize`.
+    /// From now on pauses flush this connection: once even if it has changed nothing,
+    /// if a flush is allowed while it negotiates. On nbdkit's thread, from `prepare`;
+    /// `next` stays valid until `finalize`.
     pub fn flushable(&self, next: Next, while_it_negotiates: bool) {
         if while_it_negotiates {
             self.changes.assume_left_over();
@@ -63,15 +63,15 @@ impl Connection {
         *self.next.lock() = Some(next);
     }
 
-    /// What was changed and not flushed becomes stable, or `lost` is called, before any
-    /// pause can be in force that would not know. On nbdkit's thread, from
-    /// `finalize`; the next layer is let go of.
+    /// Makes unflushed changes stable, or calls `lost`, before a pause that does not
+    /// know of them can take effect. Releases the next layer. On nbdkit's thread, from
+    /// `finalize`.
     ///
-    /// While the gate is closed it is for the pause to flush, and after that
-    /// there is nothing to do here: no call of ours may reach a quiesced plugin.
+    /// While the gate is closed, the pause does the flushing, and then there is
+    /// nothing to do here: no call of ours may reach a quiesced plugin.
     pub fn finalize(&self, lost: impl FnOnce()) {
         self.is_finalized.store(true, Ordering::Relaxed);
-        // It may wait below, and has answered its last request.
+        // This thread may wait below, and has answered its last request.
         dead_replies::answered();
         let flushable = self.next.lock().is_some();
         let clean = || !flushable || !self.changes.are_there();
@@ -93,17 +93,16 @@ impl Connection {
                 );
             }
         }
-        // By our own flush or by a pause's; where it failed, that shows here.
+        // Whether our own flush failed or that of a pause, it shows here.
         if self.changes.are_there() {
             lost();
         }
         drop(pass);
     }
 
-    /// Lets go of the next layer if `finalize` was left out, as it is where an
-    /// outer layer's has failed. `lost` is called if writes are lost thereby, before any
-    /// pause can find that there is nothing to flush. It waits for a flush that is in
-    /// progress.
+    /// Releases the next layer if `finalize` was skipped, as it is if that of an outer
+    /// layer has failed. If that loses writes, calls `lost` before any pause can find
+    /// that there is nothing to flush. Waits for a flush in progress.
     pub fn abandon(&self, lost: impl FnOnce()) {
         let mut next = self.next.lock();
         if next.take().is_some() && self.changes.are_there() {
@@ -111,17 +110,17 @@ impl Connection {
         }
     }
 
-    /// The layers below are about to be closed, when they may write what they have
-    /// kept so far: where this connection has changed the disk since its last flush,
-    /// that waits for the end of a pause, and the next one waits for that. It is over
-    /// when the calling thread ends, or comes back to open another connection. On
-    /// nbdkit's thread, from `close`.
+    /// The layers below are about to be closed, and may then write what they have kept
+    /// so far. If this connection has changed the disk since its last flush, the close
+    /// waits for the end of a pause, and the next pause waits for the close: until the
+    /// calling thread ends, or comes back to open another connection. On nbdkit's
+    /// thread, from `close`.
     pub fn wait_to_close(&self) {
         if !self.changes.are_there() {
             return;
         }
         let slot = thread_slot::of_this_thread(&self.gate);
-        // Nobody sends this again: it may not be dropped.
+        // Nobody would repeat this: it must not be dropped.
         let pass = match self.gate.enter(slot) {
             Some(pass) => Ok(pass),
             None => self.gate.wait(slot, Worth::All, || true),
@@ -131,8 +130,7 @@ impl Connection {
         }
     }
 
-    /// Whether `make_stable` would call the next layer. It waits for a flush
-    /// that is in progress.
+    /// Whether `make_stable` would call the next layer. Waits for a flush in progress.
     pub fn needs_flush(&self) -> bool {
         self.changes.want_flush() && self.next.lock().is_some()
     }
@@ -152,10 +150,10 @@ impl Connection {
     /// request, and keep the pass there.
     ///
     /// # Errors
-    /// The request was held, and meanwhile its client went away or the server was
-    /// told to end. It is to be answered with ESHUTDOWN. Where nbdkit can do that
-    /// the connection is cut, so that the answer is not sent: a client that lives
-    /// sends the request again to the next server.
+    /// The request was held, and meanwhile its client went away or the server began
+    /// to shut down. Answer it with ESHUTDOWN. If nbdkit can cut the connection, it
+    /// has, and sends no answer: a live client sends the request again to the next
+    /// server.
     // Always: out of line, the pass goes through memory, which doubles the cost.
     #[inline(always)]
     pub fn admit(&self, worth: Worth) -> Result<Pass<'_>, Dropped> {
@@ -168,7 +166,7 @@ impl Connection {
 
     #[cold]
     fn wait<'a>(&'a self, slot: &'a Slot, worth: Worth) -> Result<Pass<'a>, Dropped> {
-        // Back with another request, the thread has answered the one before.
+        // Back with another request, the thread has answered the previous one.
         dead_replies::answered();
         let is_gone = Cell::new(false);
         let pass = self.gate.wait(slot, worth, || {
@@ -186,19 +184,19 @@ impl Connection {
         } else if is_dropped {
             dead_replies::wait_to_answer();
         } else if is_gone.get() && !self.is_finalized() {
-            // It will be answered, too. (Once the connection is finalized nobody is.)
+            // This one gets an answer, too. (After `finalize` none does.)
             dead_replies::wait_to_work();
         }
         pass
     }
 
     /// Whether the client of the calling thread has gone; also true when the server
-    /// ends. That need not be the client of this connection: a layer above us may
-    /// ask for something here on behalf of another one's. So the answer is good for
-    /// the request in hand and no other.
+    /// ends. It need not be the client of this connection: a layer above us may ask
+    /// for something here on behalf of another client. So the answer holds for the
+    /// current request and no other.
     fn is_gone(&self) -> bool {
-        // After `finalize` nbdkit has closed the socket that it would look at, whose
-        // number may be another client's by now.
+        // After `finalize` nbdkit has closed the socket that it would check, and its
+        // number may belong to another client by now.
         self.is_finalized() || nbdkit::no_use_going_on()
     }
 

@@ -1,5 +1,4 @@
-//! All connections that are open, and what of their writes a pause has to make
-//! stable.
+//! All open connections, and which of their writes a pause has to make stable.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,14 +10,13 @@ use crate::connection::Connection;
 use crate::gate::Gate;
 use crate::nbdkit::FlushFailed;
 
-/// All connections that are open.
+/// All open connections.
 #[derive(Default)]
 pub struct Connections {
-    /// By address. nbdkit may skip `close` when it ends, and what it has left
-    /// open then goes with the filter.
+    /// By address. nbdkit may skip `close` when it ends; what it leaves open is
+    /// dropped with the filter.
     open: Mutex<BTreeMap<usize, Arc<Connection>>>,
-    /// A connection has ended and the flush of its writes had failed. Nobody
-    /// can say what became of them.
+    /// A connection ended after the flush of its writes had failed: they may be lost.
     lost: AtomicBool,
 }
 
@@ -49,13 +47,13 @@ impl Connections {
         self.open.lock().values().cloned().collect()
     }
 
-    /// Whether anything was written since it was last flushed. It waits for a flush
-    /// that is in progress.
+    /// Whether anything was written since the last flush. Waits for a flush in
+    /// progress.
     pub fn need_flush(&self) -> bool {
         self.all().iter().any(|connection| connection.needs_flush())
     }
 
-    /// Flushes all that was written, which may take long; stops early, with `Ok`,
+    /// Flushes everything written, which may take long; stops early, with `Ok`,
     /// when `cancelled` becomes true. While the gate is drained, on a thread of ours.
     ///
     /// # Errors
@@ -70,8 +68,8 @@ impl Connections {
         Ok(())
     }
 
-    /// Whether writes were lost for good since this was asked last: no flush can
-    /// make them stable any more.
+    /// Whether writes were lost for good since the last call: no flush can make them
+    /// stable any more.
     pub fn have_lost_writes(&self) -> bool {
         self.lost.swap(false, Ordering::Relaxed)
     }

@@ -1,42 +1,41 @@
-//! Serializes the replies to clients that are gone, or may be. Only used where nbdkit
+//! Serializes the replies to clients that are gone, or may be. Only used if nbdkit
 //! can't cut a connection.
 //!
 //! nbdkit (1.32 measured, `raw_send_socket: Assertion "sock >= 0" failed`) ends
 //! the whole server if two threads answer a dead client at the same moment: the
 //! first to fail closes the socket under the other. Held requests would do just
-//! that, up to 16 at once. A thread that has failed to answer ends, and what it
-//! keeps here ends with it; from then on nbdkit answers nobody on that
-//! connection, and the next thread may go. Which threads belong to one connection
-//! is not known: a layer above us may use one connection on a thread of another.
-//! So all of them stand in one line.
+//! that, up to 16 at once. A thread that has failed to answer ends, and gives up its
+//! turn here; from then on nbdkit sends no answer on that connection, and the next
+//! thread may go. We don't know which threads belong to one connection: a layer above
+//! us may use one connection on a thread of another. So they all share one queue.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-/// Nobody waits longer than this for a thread that has an error to answer. It is stuck
-/// in that, with a client that lives and does not read: nobody closes the socket then.
+/// No thread waits longer than this for one that has an error to answer. That one is
+/// stuck with a client that lives and does not read, so nothing closes the socket.
 const LIMIT: Duration = Duration::from_millis(100);
 
-/// Nor than this for one that has something to do before it answers. A plugin that
-/// takes longer keeps their answers apart by itself, more or less.
+/// Nor longer than this for one that has work to do before it answers. A plugin that
+/// takes longer keeps the answers apart by itself, more or less.
 const LIMIT_BEFORE_WORK: Duration = Duration::from_millis(10);
 
 static LINE: Line = Line::new();
 
 thread_local! {
-    /// The turn of a thread that has gone through, until it ends or is back.
+    /// The turn of a thread that has gone through, until it ends or comes back.
     static TURN: Cell<Option<Turn>> = const { Cell::new(None) };
 }
 
-/// For a thread that answers next: returns when the thread that went through before
-/// it has ended, or has come back, and at the latest when that one's time is over.
+/// For a thread that answers next: returns when the previous thread has ended or come
+/// back, or its time is up.
 pub fn wait_to_answer() {
     LINE.pass(LIMIT);
 }
 
-/// The same for a thread that has a request carried out first.
+/// The same for a thread that carries out a request first.
 pub fn wait_to_work() {
     LINE.pass(LIMIT_BEFORE_WORK);
 }
@@ -51,10 +50,10 @@ struct Line {
     free: Condvar,
 }
 
-/// Who has gone through last.
+/// The last thread that went through.
 struct Last {
     number: u64,
-    /// Until when others wait for it; `None` when it has left.
+    /// How long others wait for it; `None` when it has left.
     until: Option<Instant>,
 }
 
@@ -70,17 +69,17 @@ impl Line {
 
     /// `limit` is how long others wait for the calling thread.
     fn pass(&'static self, limit: Duration) {
-        // It has answered the request before, and well, or it would not be here.
+        // It has answered the previous request, and well, or it would not be here.
         answered();
         let mut last = self.last.lock();
-        // Where one is given up, its successor is the next to be waited for.
+        // After giving up on one thread, wait for its successor.
         while let Some(until) = last.until.filter(|until| *until > Instant::now()) {
             self.free.wait_until(&mut last, until);
         }
         let number = last.number.wrapping_add(1);
         *last = Last { number, until: Instant::now().checked_add(limit) };
         drop(last);
-        // A thread past its end has no turn to keep, and gives it back here.
+        // A thread past its end can't keep a turn, and gives it back here.
         let _ = TURN.try_with(|kept| kept.set(Some(Turn { line: self, number })));
     }
 }

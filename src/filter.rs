@@ -17,7 +17,7 @@ use crate::nbdkit::sys::{
 };
 use crate::nbdkit::{self, Next};
 
-/// nbdkit's word for success and failure of a callback.
+/// How a callback reports success or failure to nbdkit.
 fn status(result: Result<(), Failed>) -> c_int {
     match result {
         Ok(()) => 0,
@@ -155,8 +155,8 @@ macro_rules! below {
 }
 
 /// A callback for a data request: through the gate, to the function of the
-/// same name in the next layer, with the same arguments. What follows `=>` is
-/// done with the connection and the result, inside the gate still.
+/// same name in the next layer, with the same arguments. What follows `=>` gets
+/// the connection and the result, while still inside the gate.
 macro_rules! data_request {
     ($name:ident ( $($arg:ident : $type:ty),* ) $(=> $then:ident ( $flags:ident ))?) => {
         unsafe extern "C" fn $name(
@@ -178,7 +178,7 @@ macro_rules! data_request {
     };
 }
 
-/// The request may have changed the disk, also where it failed: in part.
+/// The request may have changed the disk, in part even if it failed.
 #[inline]
 fn changed(connection: &Connection, flags: u32, result: c_int) {
     // What has FUA is stable when it is done.
@@ -204,8 +204,8 @@ unsafe extern "C" fn cache(
     // SAFETY: nbdkit passes the handle of an open connection.
     let connection = unsafe { connection(handle) };
     // nbdkit-readahead-filter and nbdkit-scan-filter ask for this in a thread of their
-    // own, and have no place for an error. nbdkit (1.32 to 1.48) looks there all the
-    // same when we fail, and crashes. Nobody misses what was not read ahead.
+    // own, and have no place for an error. If we fail, nbdkit (1.32 to 1.48) reads it
+    // anyway, and crashes. Nobody misses what was not read ahead.
     let worth = if err.is_null() { Worth::Nothing } else { Worth::All };
     match (connection.admit(worth), worth) {
         (Ok(_pass), _) => below!(next.cache(count, offset, flags), err),

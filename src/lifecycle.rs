@@ -1,5 +1,5 @@
 //! What happens in the life of the server: parameters, start, connections,
-//! end. Called by `filter` in the order that nbdkit-filter(3) lays down.
+//! end. `filter` calls it in the order that nbdkit-filter(3) describes.
 
 use std::ffi::{CStr, c_int};
 use std::sync::Arc;
@@ -34,7 +34,7 @@ struct Instance {
     is_parallel: bool,
 }
 
-/// What there is once the server serves. Dropped in this order.
+/// What exists once the server serves. Dropped in this order.
 struct Serving {
     control: Control,
     gate: Arc<Gate>,
@@ -44,7 +44,7 @@ struct Serving {
 /// The callback failed, and the log says why.
 pub struct Failed;
 
-/// Logs `why`, which is what nbdkit asks of a callback that fails.
+/// Logs `why`, as nbdkit asks of a callback that fails.
 fn failed(why: impl std::fmt::Display) -> Failed {
     error!("{why}");
     Failed
@@ -89,7 +89,7 @@ pub fn config_complete() -> Result<(), Failed> {
 }
 
 /// The last step before nbdkit opens its own sockets, changes user and goes
-/// into the background: an error is still seen by who started it. The process
+/// into the background: whoever started it still sees an error. The process
 /// has a single thread.
 pub fn get_ready(thread_model: c_int) -> Result<(), Failed> {
     with_instance(|instance| {
@@ -98,14 +98,14 @@ pub fn get_ready(thread_model: c_int) -> Result<(), Failed> {
         let path = instance.config.control().map_err(failed)?;
         let socket = ControlSocket::bind(path, instance.config.mode()).map_err(failed)?;
         instance.socket = Some(socket);
-        // What still can go wrong ends nbdkit without a call of `unload`.
+        // If a later step fails, nbdkit exits without calling `unload`.
         exit::at_failure(remove_socket);
         Ok(())
     })
 }
 
 extern "C" fn remove_socket() {
-    // Locked if the exit comes out of a callback of ours, which has seen to it.
+    // Locked if the exit comes from a callback of ours, which has dealt with it.
     if let Some(Some(instance)) = INSTANCE.try_lock().as_deref_mut() {
         if instance.serving.is_none() {
             instance.socket = None;
@@ -185,7 +185,7 @@ pub fn close(handle: *const Connection) {
 }
 
 /// All connections have ended, and so does the server: layers below may write as
-/// they hear of it. No pause is vouched for from here on.
+/// they learn of it. No pause is vouched for from here on.
 pub fn cleanup() {
     let _ = with_serving(|serving| serving.control.server_ends());
 }

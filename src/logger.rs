@@ -1,15 +1,14 @@
-//! Where `log` records go. A thread that must never wait can have its records kept
-//! back while whoever reads the log does not.
+//! Where `log` records go. For a thread that must never wait, it can keep records
+//! back while the log is blocked.
 //!
-//! nbdkit has two levels: what it calls an error, which is always printed, and debug
-//! messages, which are printed with `nbdkit -v` alone. There is nothing in between,
-//! so that a warning has to be one of the errors to be seen, and says itself that it
-//! is none.
+//! nbdkit has two levels: errors, which it always prints, and debug messages, which it
+//! prints only with `nbdkit -v`. There is nothing in between, so a warning has to go
+//! out as an error to be seen, and says itself that it is only a warning.
 //!
 //! | level | for | printed |
 //! |---|---|---|
 //! | error | a promise that can't be kept, a parameter that is refused | always |
-//! | warn | what an operator has to know: one's hold was ended, a trouble is over | unless `RUST_LOG` leaves it out |
+//! | warn | what an operator has to know: a hold was ended, a problem is over | unless `RUST_LOG` leaves it out |
 //! | info | what an operator would ask about afterwards | with `-v`, unless `RUST_LOG` leaves it out |
 //! | debug | each command | with `-v`, where `RUST_LOG` asks for it |
 
@@ -27,23 +26,23 @@ use crate::os;
 /// Without `RUST_LOG`: everything an operator would ask about afterwards.
 const DEFAULT_FILTER: &str = "info";
 
-/// A pipe may be full for a moment though it is read. So long at most from one
-/// call of `catch_up` to the next, however many records there are.
+/// A pipe that is read may still be full for a moment. How long to wait at most from
+/// one call of `catch_up` to the next, however many records there are.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// This many errors and warnings are kept for a log that is stuck.
+/// How many errors and warnings to keep for a blocked log.
 const LONGEST_BACKLOG: usize = 64;
 
 /// What a thread that never waits has not said yet.
 #[derive(Default)]
 struct Backlog {
-    /// The log took nothing when it was looked at last.
+    /// The log was blocked at the last look.
     stuck: bool,
-    /// How long may still be waited for it, until `catch_up` is called.
+    /// How much longer to wait for it until the next call of `catch_up`.
     patience: Duration,
-    /// Errors and warnings, in their order. The rest is of no use to anyone later.
+    /// Errors and warnings, in order. The rest is of no use to anyone later.
     errors: Vec<String>,
-    /// Those that there was no room for.
+    /// How many there was no room for.
     dropped: u64,
 }
 
@@ -66,8 +65,8 @@ pub fn start() {
     let _ = log::set_logger(&LOGGER);
 }
 
-/// Records are dropped from here on, and the filter's memory is given back.
-/// Called from `unload`, when no other thread of ours is left.
+/// Drops records from here on, and frees the filter's memory. Called from `unload`,
+/// when no other thread of ours is left.
 pub fn stop() {
     log::set_max_level(LevelFilter::Off);
     *LOGGER.filter.write() = None;
@@ -75,18 +74,18 @@ pub fn stop() {
 
 /// From now on the calling thread does not wait for the log. Standard error can
 /// be a pipe that nobody reads, a terminal that is stopped, or the socket of a
-/// log daemon that hangs, and a write would take until that is over. (A thread
+/// log daemon that hangs, and a write would block until that is over. (A thread
 /// that fills it between our look and our write can still make us wait. So can
-/// syslog(3), whose socket is not ours to look at.) What is still unsaid when the
-/// thread ends is lost: nbdkit, as it ends, must not wait for the log either.
+/// syslog(3), whose socket we can't check.) What is not written when the thread
+/// ends is lost: nbdkit, as it ends, must not wait for the log either.
 pub fn never_wait() {
     let _ = BACKLOG.try_with(|backlog| backlog.replace(Some(Backlog::default())));
     catch_up();
 }
 
-/// Says what was kept back if the log takes it now. True if something is left,
-/// so that it is to be called again. Call it now and then in any case: what may
-/// be waited for the log is counted from call to call.
+/// Writes what was kept back if the log takes it now. True if something is left:
+/// then call it again. Call it now and then in any case, since each call renews the
+/// time that the thread may wait for the log.
 pub fn catch_up() -> bool {
     let again = |backlog: &mut Backlog| {
         backlog.patience = PATIENCE;
@@ -95,12 +94,12 @@ pub fn catch_up() -> bool {
     with_backlog(again).unwrap_or(false)
 }
 
-/// Whether one who says something now would not wait.
+/// Whether a message now would not block.
 pub fn takes_more() -> bool {
     os::stderr_takes_more(Duration::ZERO)
 }
 
-/// Tells it, or keeps it back where the calling thread must not wait.
+/// Writes it, or keeps it back if the calling thread must not wait.
 fn say(is_error: bool, text: fmt::Arguments<'_>) {
     let is_kept_back = with_backlog(|backlog| {
         let now = backlog.catch_up() && backlog.log_takes_more();
@@ -114,7 +113,7 @@ fn say(is_error: bool, text: fmt::Arguments<'_>) {
     }
 }
 
-/// To nbdkit, whose log has more than ours in it.
+/// To nbdkit, whose log has other messages, too.
 fn tell(is_error: bool, text: impl fmt::Display) {
     match is_error {
         true => nbdkit::error(format_args!("pause: {text}")),
@@ -122,7 +121,7 @@ fn tell(is_error: bool, text: impl fmt::Display) {
     }
 }
 
-/// `None` where the calling thread waits, as most do.
+/// `None` if the calling thread may wait, as most may.
 fn with_backlog<R>(act: impl FnOnce(&mut Backlog) -> R) -> Option<R> {
     let act =
         |backlog: &RefCell<Option<Backlog>>| Some(act(backlog.try_borrow_mut().ok()?.as_mut()?));

@@ -1,5 +1,5 @@
-//! The safe face of the functions that nbdkit offers to filters, and the raw
-//! bindings they come from. No decisions are taken here.
+//! Safe wrappers around the functions that nbdkit offers to filters, and the raw
+//! bindings they come from. It makes no decisions.
 
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_void};
 use std::fmt;
@@ -16,8 +16,8 @@ pub mod sys {
     include!(concat!(env!("OUT_DIR"), "/nbdkit_sys.rs"));
 }
 
-/// Writes a message to the server's log (stderr or syslog), where it is
-/// always seen. Any thread may call this (nbdkit-plugin(3), "ERROR HANDLING").
+/// Writes a message to the server's log (stderr or syslog), whether or not it runs
+/// with `-v`. Any thread may call this (nbdkit-plugin(3), "ERROR HANDLING").
 pub fn error(message: fmt::Arguments<'_>) {
     let message = c_string(message);
     // SAFETY: nbdkit_error is printf-like (nbdkit-common.h); the format takes
@@ -46,7 +46,7 @@ fn c_string(message: fmt::Arguments<'_>) -> CString {
 
 /// Makes a path absolute, relative to the current directory, without asking
 /// the file system what is there (nbdkit-plugin(3), "nbdkit_absolute_path").
-/// `None` where nbdkit failed; it has then said why itself.
+/// `None` if nbdkit failed; it has then said why itself.
 pub fn absolute_path(path: &CStr) -> Option<PathBuf> {
     // SAFETY: nbdkit_absolute_path takes a NUL-terminated string that it only
     // reads, and returns NULL or a string that the caller must free(3).
@@ -63,11 +63,11 @@ pub fn absolute_path(path: &CStr) -> Option<PathBuf> {
 
 /// Whether a request of the calling thread can no longer be of use: the
 /// server is shutting down, or the client of this thread's own connection is
-/// gone. On a thread that serves no connection only the former is seen.
+/// gone. A thread that serves no connection sees only the former.
 ///
 /// nbdkit-plugin(3), "nbdkit_nanosleep": it fails when there is no point in
 /// continuing the current command. With a zero time it is a poll (measured).
-/// Where it fails it prints an error line of its own.
+/// If it fails it prints an error line of its own.
 pub fn no_use_going_on() -> bool {
     // SAFETY: nbdkit_nanosleep takes plain numbers and any thread may call it.
     let has_failed = unsafe { sys::nbdkit_nanosleep(0, 0) == -1 };
@@ -79,8 +79,8 @@ type Disconnect = extern "C" fn(force: c_int);
 
 static DISCONNECT: OnceLock<Option<Disconnect>> = OnceLock::new();
 
-/// Finds out if `cut_connection` can cut. To be called in `config_complete`: what
-/// nbdkit_stdio_safe (nbdkit-plugin(3)) says is true of that time only.
+/// Finds out if `cut_connection` can cut. Call it in `config_complete`: only then
+/// is the answer of nbdkit_stdio_safe (nbdkit-plugin(3)) right.
 pub fn look_for_disconnect() {
     DISCONNECT.get_or_init(|| {
         // With `nbdkit -s` the client can be at two pipes. nbdkit (1.42 measured) then
@@ -89,9 +89,9 @@ pub fn look_for_disconnect() {
         if unsafe { sys::nbdkit_stdio_safe() } == 0 {
             return None;
         }
-        // nbdkit 1.34 and newer have it. It is looked up rather than linked, since an
-        // older one that is given this library is to say that it is of another version,
-        // and not that a symbol is missing.
+        // nbdkit 1.34 and newer have it. Look it up rather than link it: an older one
+        // that gets this library should report the wrong version, not a missing
+        // symbol.
         // SAFETY: dlsym(3) takes a string that ends in NUL.
         let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"nbdkit_disconnect".as_ptr()) };
         // SAFETY: NULL is None; else it is a function of this type, by nbdkit-plugin(3),
@@ -105,9 +105,9 @@ pub fn can_cut_connections() -> bool {
     matches!(DISCONNECT.get(), Some(Some(_)))
 }
 
-/// Cuts the connection of the calling thread: no request of it is answered any
-/// more, and its client sees the end of it. Nothing happens on a thread that serves
-/// no connection (nbdkit-plugin(3), "nbdkit_disconnect").
+/// Cuts the connection of the calling thread: nbdkit answers none of its requests
+/// any more, and its client sees it end. Does nothing on a thread that serves no
+/// connection (nbdkit-plugin(3), "nbdkit_disconnect").
 ///
 /// Blocks while another thread of the connection sends a reply to a client that does
 /// not read.
@@ -118,8 +118,8 @@ pub fn cut_connection() {
     }
 }
 
-/// What a parameter of kind BOOL says, by nbdkit's own rules (nbdkit-plugin(3),
-/// "nbdkit_parse_bool"). `None` where it is none; nbdkit has then said so.
+/// Parses a BOOL parameter by nbdkit's own rules (nbdkit-plugin(3),
+/// "nbdkit_parse_bool"). `None` if it is not one; nbdkit has then said so.
 pub fn parse_bool(value: &CStr) -> Option<bool> {
     // SAFETY: nbdkit_parse_bool reads a NUL-terminated string.
     match unsafe { sys::nbdkit_parse_bool(value.as_ptr()) } {
@@ -161,7 +161,7 @@ impl Next {
         }
     }
 
-    /// Makes what was written stable. Only where `can_flush` says yes.
+    /// Makes written data stable. Only if `can_flush` says yes.
     ///
     /// # Errors
     /// The error of the next layer.
@@ -201,8 +201,8 @@ pub unsafe fn string<'a>(string: *const c_char) -> &'a CStr {
     unsafe { CStr::from_ptr(string) }
 }
 
-/// Unit tests and the fuzz target run without a server, and have to be linked all the
-/// same. These stand in for its functions; nothing is tested through them.
+/// Unit tests and the fuzz target run without a server, but still have to link.
+/// These stand in for its functions; nothing is tested through them.
 #[cfg(any(test, feature = "fuzzing"))]
 mod no_server {
     use std::ffi::{c_char, c_int};

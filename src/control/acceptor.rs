@@ -1,5 +1,5 @@
 //! Accepts controllers, and copes when the process runs out of file descriptors.
-//! Who makes room for whom is decided in `core`.
+//! `core` decides which controller makes room.
 
 use std::io::{self, ErrorKind};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -27,23 +27,23 @@ const CALM: Duration = Duration::from_secs(10);
 /// See the file's text.
 pub struct Acceptor {
     socket: ControlSocket,
-    /// Where it listened before it was put back, while somebody may still wait
-    /// there.
+    /// Listeners from before the socket was put back, while controllers may still
+    /// wait there.
     former: Vec<UnixListener>,
-    /// Given up when there is no other descriptor left, so that one controller
-    /// can always be served.
+    /// Closed when no other descriptor is left, so that one controller can always
+    /// be served.
     spare: Option<EventFd>,
-    /// When accepting failed last; this has been logged, once.
+    /// When accepting last failed; this has been logged, once.
     trouble: Option<Instant>,
     not_before: Option<Instant>,
 }
 
 impl Acceptor {
-    /// Nobody has come yet.
+    /// Reserves a descriptor.
     ///
     /// # Errors
-    /// The process has no descriptor left. It would serve, and nobody could
-    /// ever pause it.
+    /// The process has no descriptor left: it would serve, and nobody could ever
+    /// pause it.
     pub fn new(socket: ControlSocket) -> Result<Self, StartError> {
         let spare = Some(spare().map_err(StartError::NoSpare)?);
         Ok(Acceptor { socket, former: Vec::new(), spare, trouble: None, not_before: None })
@@ -54,8 +54,8 @@ impl Acceptor {
         &mut self.socket
     }
 
-    /// Accepts those who wait at this listener, where nobody else can connect any
-    /// more, before all others.
+    /// Accepts the controllers that wait at this listener before all others. Nobody
+    /// else can connect there any more.
     pub fn empty_first(&mut self, former: UnixListener) {
         self.former.push(former);
     }
@@ -70,7 +70,7 @@ impl Acceptor {
         self.former.first().unwrap_or(self.socket.listener())
     }
 
-    /// When `polled` has to be asked again even if nobody comes.
+    /// When to ask `polled` again even if nobody connects.
     pub fn not_before(&self) -> Option<Instant> {
         self.not_before
     }
@@ -85,9 +85,9 @@ impl Acceptor {
         }
     }
 
-    /// Accepts those who have connected, if need be in exchange for idle ones. Only
-    /// while somebody waits: where descriptors are short, accept(2) says so even if
-    /// nobody does, and a controller would be closed for nobody.
+    /// Accepts waiting controllers, if need be in exchange for idle ones. Call it only
+    /// while one waits: when descriptors are short, accept(2) says so even if none
+    /// does, and a controller would be closed for nothing.
     pub fn admit(&mut self, controllers: &mut Controllers) {
         for _ in 0..BATCH {
             match self.accept(controllers) {
@@ -98,12 +98,12 @@ impl Acceptor {
                     return;
                 }
             }
-            // Those who are there are to have had their turns before they make room.
+            // Those connected get their turns before they have to make room.
             let core = &controllers.core;
             if core.is_full() && !core.to_close().is_some_and(|id| core.has_hung_up(id)) {
                 return;
             }
-            // By those that were used for this one the process may be out of them.
+            // This one may have used the last descriptor.
             if self.spare.is_none() || !os::is_readable(self.listener()) {
                 return;
             }
@@ -125,12 +125,12 @@ impl Acceptor {
                 Err(e) => e,
             };
             let out_of_descriptors = matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
-            // It passes when others give back what they have (accept(2)).
+            // It passes when others free what they have (accept(2)).
             let is_shortage = out_of_descriptors
                 || matches!(e.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM));
             match e.kind() {
                 ErrorKind::Interrupted | ErrorKind::ConnectionAborted => continue,
-                // All that waited there have been accepted, or none can be any more.
+                // All that waited there are accepted, or none can be any more.
                 _ if !self.former.is_empty() && !is_shortage => {
                     self.former.remove(0);
                     continue;
@@ -145,7 +145,7 @@ impl Acceptor {
                     Advised(&e),
                 );
             }
-            // One for one: where others take what is freed, closing more is no use.
+            // One for one: if others take what is freed, closing more is no use.
             if !out_of_descriptors || made_room {
                 return Err(e);
             }

@@ -1,5 +1,5 @@
-//! One controller as `core` knows it: what it is called, what was said, and how much
-//! of it is still there.
+//! One controller as `core` knows it: its name, its dialogue, and whether it can
+//! still send and receive.
 
 use std::fmt;
 use std::time::Instant;
@@ -15,19 +15,19 @@ pub struct Id(pub u64);
 /// Process and user of a controller, for the log.
 pub type Peer = (libc::pid_t, libc::uid_t);
 
-/// One that is connected.
+/// A connected controller.
 pub struct Controller {
     pub name: Name,
     pub dialogue: Dialogue,
     /// When it last sent something.
     pub active: Instant,
-    /// What it sends looks like the control protocol, or does not.
+    /// Whether what it sends looks like the control protocol.
     pub speaks: Speaks,
-    /// A command of its was carried out.
+    /// One of its commands was carried out.
     pub was_heard: bool,
     /// It will send nothing more.
     pub input_ended: bool,
-    /// Nobody is there to hold anything; what it sent before still counts.
+    /// It can hold nothing any more; what it sent before still counts.
     pub hung_up: bool,
     /// No reply can be sent to it any more.
     pub unreachable: bool,
@@ -36,9 +36,9 @@ pub struct Controller {
 /// Whether a controller means the commands that it sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Speaks {
-    /// So far there were commands alone.
+    /// It has sent only commands so far.
     Commands,
-    /// It has sent something else: perhaps it takes the socket for another one.
+    /// It has sent something else: perhaps it mistakes the socket for another one.
     Something,
     /// And then a command to pause; this has been logged.
     Paused,
@@ -52,7 +52,7 @@ pub struct Name {
 }
 
 impl Controller {
-    /// It sends `command`. Says so, once, if it seems not to mean that.
+    /// It sends `command`. Logs, once, if it seems not to mean that.
     pub fn listen_for_another_protocol(&mut self, command: Command) {
         match (self.speaks, command) {
             (Speaks::Commands, Command::Unknown) => self.speaks = Speaks::Something,
@@ -68,7 +68,7 @@ impl Controller {
         }
     }
 
-    /// Whether all that it sent is carried out, and no more comes.
+    /// Whether everything it sent is carried out, and no more comes.
     pub fn says_no_more(&self) -> bool {
         self.input_ended && self.dialogue.is_done()
     }

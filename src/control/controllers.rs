@@ -1,5 +1,5 @@
 //! The connections of all controllers: reads and writes for `core`, and never
-//! waits. What is said on them is none of its business.
+//! waits. `core` interprets the bytes.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -9,23 +9,23 @@ use super::controller::Id;
 use super::core::Core;
 use crate::os::{self, PollFlags};
 
-/// Read at most this much of one before others have their turn.
+/// Reads at most this much from one before others have their turn.
 const CHUNK: usize = 512;
 
-/// All that are connected. Each is known to `core`, and no other is.
+/// All connected controllers, which are exactly those that `core` knows.
 pub struct Controllers {
     pub core: Core,
-    /// In the order in which they came.
+    /// In the order in which they connected.
     streams: Vec<(Id, UnixStream)>,
 }
 
 impl Controllers {
-    /// Nobody is connected yet.
+    /// Without any connection.
     pub fn new(core: Core) -> Self {
         Controllers { core, streams: Vec::new() }
     }
 
-    /// One has connected. Its `stream` does not block.
+    /// A controller has connected. Its `stream` does not block.
     pub fn admit(&mut self, stream: UnixStream) {
         if self.core.is_full() {
             self.close_idlest("the limit on controllers is reached");
@@ -34,7 +34,7 @@ impl Controllers {
         self.streams.push((id, stream));
     }
 
-    /// Closes the one that makes room. False if there is none.
+    /// Closes the one that has to make room. False if there is none.
     pub fn close_idlest(&mut self, why: &str) -> bool {
         match self.core.to_close() {
             Some(id) => {
@@ -46,8 +46,8 @@ impl Controllers {
         }
     }
 
-    /// Each one, and what to poll it for. A hang-up is always reported, and again
-    /// and again: where only that can come and it is known, there is nothing to poll.
+    /// Each one, and what to poll it for. poll(2) always reports a hang-up, and again
+    /// and again: if only that can come and it is known, there is nothing to poll.
     pub fn polled(&self) -> impl Iterator<Item = (Id, &UnixStream, PollFlags)> {
         self.streams.iter().filter_map(|(id, stream)| {
             let id = *id;
@@ -59,7 +59,7 @@ impl Controllers {
         })
     }
 
-    /// poll(2) has `found` this of `id`. Reads what there is to read, up to a bound.
+    /// poll(2) has `found` this about `id`. Reads what there is, up to a bound.
     pub fn read(&mut self, id: Id, found: PollFlags) {
         if found.intersects(PollFlags::HUP | PollFlags::ERR) {
             self.core.hung_up(id);
@@ -84,7 +84,7 @@ impl Controllers {
         }
     }
 
-    /// Sends the replies that can be sent, parts with those who are done, and wakes the
+    /// Sends what replies it can, closes the connections that are done, and wakes the
     /// requests that were held.
     pub fn write(&mut self) {
         for (id, stream) in &mut self.streams {

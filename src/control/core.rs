@@ -1,8 +1,8 @@
-//! Every decision of the control side: which command is carried out when, who is
-//! answered what, and who has to make room. It has no socket, no thread and no
-//! clock. It is told what has come, who has left and what time it is; it says what
-//! to send and when to be asked again. Around it `control` polls. How far the pause
-//! is, and what it depends on, is kept in `pause`.
+//! Every decision of the control side: when to carry out which command, what to
+//! reply, and which controller has to make room. It has no socket, no thread and no
+//! clock. Its callers say what has arrived, which controller has left and what time it
+//! is; it says what to send and when to call again. `control` polls around it. `pause`
+//! keeps how far the pause is, and what it depends on.
 
 use std::mem;
 use std::time::Instant;
@@ -13,32 +13,32 @@ use super::controller::{Controller, Id, Name, Peer, Speaks};
 use super::pause::{Outcome, Pause, Progress};
 use super::protocol::{Command, Dialogue, Reply};
 
-/// This many controllers are connected at once. A heap of forgotten `nc`
+/// This many controllers can be connected at once. A heap of forgotten `nc`
 /// processes must not lock the operator out, so one more displaces one.
 const MOST_CONTROLLERS: usize = 64;
 
-/// This many commands of each controller are carried out in one turn.
+/// One turn carries out this many commands of each controller.
 const BUDGET: usize = 4;
 
-/// A controller that doesn't read its replies is not listened to beyond this.
+/// If a controller leaves this many reply bytes unread, its commands wait.
 const MOST_UNSENT: usize = 4096;
 
-/// See the module's text. Any thread may have it, one at a time.
+/// See the module's text. Any thread may use it, one at a time.
 pub struct Core {
     pause: Pause,
     /// Whether `+` and `-` are commands.
     holds: bool,
-    /// In the order in which they came.
+    /// In the order in which they connected.
     controllers: Vec<Controller>,
     last: Id,
-    /// Those with a command that has no reply yet.
+    /// Those with a command that waits for its reply.
     waiting: Vec<Id>,
-    /// How many turns there were: another controller has the first go in each.
+    /// How many turns there were: another controller goes first in each.
     turns: usize,
 }
 
 impl Core {
-    /// Nobody is connected. `holds` says whether `+` and `-` are commands.
+    /// Without controllers. `holds` says whether `+` and `-` are commands.
     pub fn new(pause: Pause, holds: bool) -> Self {
         Core { pause, holds, controllers: Vec::new(), last: Id(0), waiting: Vec::new(), turns: 0 }
     }
@@ -67,10 +67,9 @@ impl Core {
         self.controllers.len() >= MOST_CONTROLLERS
     }
 
-    /// Who makes room: one that has hung up, or else the controller that has been
-    /// silent for the longest time. One that waits for its pause, or has sent what is
-    /// not carried out yet, goes only if there is no other, one with a hold never.
-    /// `None` if there is none.
+    /// The controller that has to make room: one that has hung up, or else the one that
+    /// has been silent for the longest time. One whose commands still wait goes only if
+    /// there is no other, one with a hold never. `None` if there is none.
     pub fn to_close(&self) -> Option<Id> {
         let idlest = self
             .controllers
@@ -82,7 +81,7 @@ impl Core {
         idlest.map(|controller| controller.name.id)
     }
 
-    /// The connection of `who` is closed to make room. `why`, for the log.
+    /// The connection of `who` is closed to make room; `why` is for the log.
     pub fn close(&mut self, who: Id, why: &str) {
         if let Ok(place) = self.place(who) {
             let closed = self.controllers.remove(place);
@@ -91,8 +90,8 @@ impl Core {
         }
     }
 
-    /// Whether to read what `who` sends. If not, it waits: for its pause, or until
-    /// it has read some of its replies.
+    /// Whether to read what `who` sends. If not, `who` waits for its pause, or has
+    /// replies to read first.
     pub fn listens_to(&self, who: Id) -> bool {
         self.get(who).is_some_and(|controller| {
             !controller.input_ended
@@ -101,7 +100,7 @@ impl Core {
         })
     }
 
-    /// `who` has sent `bytes`. They are looked at in the next `turn`.
+    /// `who` has sent `bytes`, for the next `turn`.
     pub fn received(&mut self, who: Id, bytes: &[u8], now: Instant) {
         if let Some(controller) = self.get_mut(who) {
             controller.active = now;
@@ -124,7 +123,7 @@ impl Core {
         }
     }
 
-    /// Whether `hung_up` is known: it need not be looked for any more.
+    /// Whether `hung_up` is known, and polling for it has no point any more.
     pub fn has_hung_up(&self, who: Id) -> bool {
         self.get(who).is_some_and(|controller| controller.hung_up)
     }
@@ -138,7 +137,7 @@ impl Core {
         }
     }
 
-    /// What is to be sent to `who`.
+    /// What to send to `who`.
     pub fn replies(&self, who: Id) -> &[u8] {
         self.get(who).map_or(&[], |controller| controller.dialogue.replies())
     }
@@ -151,7 +150,7 @@ impl Core {
         }
     }
 
-    /// When to call `turn` even if nothing has come.
+    /// When to call `turn` even if nothing has arrived.
     pub fn deadline(&self) -> Option<Instant> {
         self.pause.deadline()
     }
@@ -161,23 +160,23 @@ impl Core {
         self.pause.is_closed()
     }
 
-    /// Whether commands are left that only want another turn.
+    /// Whether commands are left that only need another turn.
     pub fn has_more(&self) -> bool {
-        // An answer to one may have set another going.
+        // The answer to one may have unblocked the next.
         self.controllers.iter().any(|it| it.dialogue.has_command())
     }
 
     /// Moves the pause on and carries out what was received, a few commands of each
-    /// controller. Call it when something has come, when the gate or the flusher has
+    /// controller. Call it when something has arrived, when the gate or the flusher has
     /// signalled, at the `deadline`, and while it `has_more`. Send `replies` after it,
     /// then `part`, and then `wake`.
     pub fn turn(&mut self, now: Instant) {
-        // Before any command is heard: one that comes after the deadline must
-        // not find the pause still in force.
+        // Before any command: one that comes after the deadline must not find the
+        // pause still in force.
         self.progress(now);
         self.turns = self.turns.wrapping_add(1);
-        // What others sent before one even connected is heard before all that it
-        // says: the r of a second nc must not be overtaken by the p of a first.
+        // What others sent before a controller even connected comes before anything it
+        // sends: the r of a second nc must not overtake the p of a first.
         let (mut known, new): (Vec<_>, Vec<_>) =
             self.controllers.iter().partition(|controller| controller.was_heard);
         let first = self.turns.checked_rem(known.len()).unwrap_or(0);
@@ -193,20 +192,20 @@ impl Core {
         self.pause.wake();
     }
 
-    /// Layers below may write from here on: a pause is ended, and none begins.
+    /// Layers below may write from here on: ends any pause, and none begins again.
     pub fn server_ends(&mut self) {
         self.pause.end_for_good();
         self.settle_waiting(false);
     }
 
-    /// The server was told to end.
+    /// The server is shutting down.
     pub fn shut_down(&mut self, now: Instant) {
         self.pause.shut_down();
         self.progress(now);
     }
 
-    /// Ends the holds of those who are gone, and says with whom to part: they have
-    /// had all their replies, and nothing more is to come.
+    /// Ends the holds of controllers that are gone, and returns those to disconnect:
+    /// they have all their replies, and send nothing more.
     pub fn part(&mut self, now: Instant) -> Vec<Id> {
         let mut finished = Vec::new();
         self.controllers.retain_mut(|controller| {
@@ -226,7 +225,7 @@ impl Core {
             !is_finished
         });
         if !self.pause.is_wanted() {
-            // Its last holder has vanished while it waited.
+            // The last holder vanished while others waited.
             self.settle_waiting(false);
         }
         finished
@@ -258,7 +257,7 @@ impl Core {
         }
     }
 
-    /// Ids grow, and so they are in order.
+    /// Ids grow, so they are in order.
     fn place(&self, who: Id) -> Result<usize, usize> {
         self.controllers.binary_search_by_key(&who, |controller| controller.name.id)
     }
@@ -295,8 +294,8 @@ impl Core {
                 (Outcome::Failed, Reply::No)
             }
         };
-        // Others may have waited for what this one has found or brought about:
-        // that the pause is in force, or that it has ended.
+        // Others may have waited for what this one has found or caused: that the
+        // pause is in force, or that it has ended.
         if !self.pause.is_wanted() {
             self.settle_waiting(false);
         } else if self.pause.is_in_force() {

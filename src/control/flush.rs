@@ -1,6 +1,6 @@
-//! Whether what was written is stable: when a flush is started, and what its end
-//! is worth. A part of `core`: the flush itself, which may take seconds, is made by
-//! a `Flusher` on another thread.
+//! Whether written data is stable: when to start a flush, and what its result is
+//! worth. A part of `core`: a `Flusher` does the flush itself, which may take seconds,
+//! on another thread.
 
 use std::fmt;
 use std::io;
@@ -13,21 +13,21 @@ pub trait Flusher: Send {
     /// Whether anything was written since the last flush.
     fn is_needed(&self) -> bool;
 
-    /// Starts a flush of all that was written before, where none runs.
+    /// Starts a flush of everything written before. Call it while none runs.
     ///
     /// # Errors
     /// It could not be started.
     fn start(&mut self) -> io::Result<()>;
 
-    /// The flush that runs is of no interest any more, and may end early, as if it
-    /// had gone well.
+    /// The running flush is no longer of interest, and may end early, as if it had
+    /// succeeded.
     fn cancel(&mut self);
 
-    /// What came of the flush, once it has ended. `None` while it runs.
+    /// The result of the flush, once it has ended. `None` while it runs.
     fn ended(&mut self) -> Option<Result<(), FlushFailed>>;
 
-    /// Whether writes were lost for good since this was asked last: no flush can
-    /// make them stable any more.
+    /// Whether writes were lost for good since the last call: no flush can make them
+    /// stable any more.
     fn has_lost_writes(&mut self) -> bool;
 }
 
@@ -38,9 +38,9 @@ pub enum FlushError {
     Failed(FlushFailed),
     /// The flush of a pause that was ended has failed.
     FailedBefore(FlushFailed),
-    /// There was no flush.
+    /// The flush could not start.
     NotStarted(io::Error),
-    /// What a connection wrote that has ended could not be flushed.
+    /// Writes of a closed connection could not be flushed.
     Lost,
 }
 
@@ -48,7 +48,7 @@ pub enum FlushError {
 pub struct Flushing {
     flusher: Box<dyn Flusher>,
     job: Job,
-    /// A flush has to be started before all is stable.
+    /// A flush has to start before everything is stable.
     wanted: bool,
 }
 
@@ -65,12 +65,12 @@ impl Flushing {
         Flushing { flusher, job: Job::None, wanted: false }
     }
 
-    /// Flushes from now on, and all that was written before now.
+    /// Flushes everything written before now.
     pub fn restart(&mut self) {
         self.wanted = true;
     }
 
-    /// The flush that was started last is of no interest any more.
+    /// The last flush is no longer of interest.
     pub fn cancel(&mut self) {
         self.wanted = false;
         if self.job == Job::Running {
@@ -79,10 +79,10 @@ impl Flushing {
         }
     }
 
-    /// Whether all is stable that was written before `restart`.
+    /// Whether everything written before `restart` is stable.
     ///
     /// # Errors
-    /// It is not, and no flush that runs will make it so.
+    /// It is not, and no running flush will make it so.
     pub fn is_done(&mut self) -> Result<bool, FlushError> {
         let job = self.job;
         if job != Job::None {
@@ -93,8 +93,8 @@ impl Flushing {
             if job == Job::Running {
                 return result.map_err(FlushError::Failed).and_then(|()| self.unless_lost());
             }
-            // A failure counts though nobody waited for it: the system tells it
-            // once, and the next flush may go well without what was lost.
+            // A failure counts though nobody waited for it: the system reports it
+            // once, and the next flush may succeed without what was lost.
             result.map_err(FlushError::FailedBefore)?;
         }
         if self.wanted {
@@ -109,10 +109,10 @@ impl Flushing {
         Ok(true)
     }
 
-    /// The last word on a flush that went well.
+    /// The last word on a flush that succeeded.
     fn unless_lost(&mut self) -> Result<bool, FlushError> {
         match self.flusher.has_lost_writes() {
-            // Told once; what a flush has failed to save, another can't bring back.
+            // Reported once; what one flush failed to save, another can't bring back.
             true => Err(FlushError::Lost),
             false => Ok(true),
         }

@@ -1,5 +1,5 @@
-//! The flusher that ships: flushes all connections, on a thread of its own. When
-//! that is done, and what the result is worth, is in `flush`.
+//! The flusher that ships: flushes all connections, on a thread of its own. `flush`
+//! decides when, and what the result is worth.
 
 use std::io;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ pub struct FlushThread {
 struct Job {
     thread: JoinHandle<()>,
     cancelled: Arc<AtomicBool>,
-    /// There before the event is signalled.
+    /// Set before the event is signalled.
     result: Arc<Mutex<Option<Result<(), FlushFailed>>>>,
 }
 

@@ -1,23 +1,22 @@
 //! The operator's side: one thread that listens on the control socket, serves
 //! all controllers, moves the pause on and watches the socket's path. It never waits
-//! for any of them, nor for the plugin, and for the log a tenth of a second at
-//! most from one look at all of them to the next (`logger`), so that nothing keeps
-//! an operator's `r` from being heard.
+//! for any of them, nor for the plugin, and for the log at most a tenth of a second
+//! in each round (`logger`), so that nothing delays an operator's `r`.
 //!
-//! This file is the loop: it polls, and turns what each descriptor has to say into
-//! calls of `core`, which takes all decisions.
+//! This file is the loop: it polls, and turns what each descriptor reports into calls
+//! to `core`, which makes all decisions.
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | `core` | which command is carried out when, who is answered what, who makes room |
+//! | `core` | when to carry out which command, what to reply, which controller makes room |
 //! | `protocol` | bytes to commands, replies to bytes |
 //! | `controller` | one controller, as `core` knows it |
 //! | `pause`, `stage` | who wants the pause, how far it is, when it ends; closes and opens the gate |
-//! | `flush` | when a flush is started, and what its end is worth |
+//! | `flush` | when to start a flush, and what its result is worth |
 //! | `flusher` | the thread that flushes |
 //! | `controllers` | the connections: reads and writes for `core` |
-//! | `acceptor` | accepts controllers, also when file descriptors run out |
-//! | `watch` | notices that the socket's file is lost, and has it put back |
+//! | `acceptor` | accepts controllers, even when file descriptors run out |
+//! | `watch` | notices that the socket's file is lost, and puts it back |
 
 mod acceptor;
 mod controller;
@@ -62,15 +61,15 @@ use watch::Watch;
 /// More than the loop needs; the default would count against limits on memory.
 const STACK: usize = 128 * 1024;
 
-/// When poll(2) fails, or the log takes nothing, it is tried again after this time.
+/// When poll(2) fails, or the log is blocked, the loop retries after this time.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// While the server is paused, the loop asks this often if it was told to end.
+/// While the server is paused, the loop checks this often whether it is shutting down.
 const LOOK_FOR_THE_END: Duration = Duration::from_millis(20);
 
-/// What the parameters say of pauses.
+/// What the parameters say about pauses.
 pub struct Rules {
-    /// What is to be flushed before a pause is in force.
+    /// What to flush before a pause is in force.
     pub flush: Option<Arc<Connections>>,
     /// How long a pause lasts at most.
     pub timeout: Option<Duration>,
@@ -87,22 +86,22 @@ pub enum StartError {
     NoThread(io::Error),
 }
 
-/// The control thread, which has the control socket. When this is dropped both
-/// end, and have ended when that is done.
+/// The control thread, which owns the control socket. Dropping this ends both, and
+/// waits until they have ended.
 pub struct Control {
     event: Arc<EventFd>,
     orders: Arc<Orders>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// What `Control` wants of its thread. It signals the event then.
+/// What `Control` wants from its thread. It signals the event then.
 #[derive(Default)]
 struct Orders {
     /// To end.
     stop: AtomicBool,
     /// To vouch for nothing any more ...
     server_ends: AtomicBool,
-    /// ... and to say that it doesn't.
+    /// ... and to confirm that.
     is_over: Mutex<bool>,
     over: Condvar,
 }
@@ -112,7 +111,7 @@ impl Control {
     /// that serves (nbdkit-filter(3): from `after_fork`).
     ///
     /// # Errors
-    /// What could not be had, and what to do; the socket is gone.
+    /// Which resource is short, and what to do; the socket is gone.
     pub fn start(
         socket: ControlSocket,
         gate: Arc<Gate>,
@@ -144,9 +143,8 @@ impl Control {
         Ok(Control { event, orders, thread: Some(thread) })
     }
 
-    /// The server ends, and layers below may write from here on: a pause is ended and
-    /// none begins any more. Returns when that is so; it takes no longer than a turn of
-    /// the loop.
+    /// The server ends, and layers below may write from here on: any pause ends, and
+    /// none begins any more. Returns when that is so, after a turn of the loop at most.
     pub fn server_ends(&self) {
         self.orders.server_ends.store(true, Ordering::Release);
         self.event.signal();
@@ -168,40 +166,40 @@ impl Drop for Control {
 }
 
 /// What the control thread works on. Dropped in this order, on that thread: what
-/// is said in the course of it must not wait for the log.
+/// this logs must not wait for the log.
 struct Loop {
     watch: Watch,
     event: Arc<EventFd>,
     orders: Arc<Orders>,
     /// With the core.
     controllers: Controllers,
-    /// The log has still to be told something.
+    /// There is something left to log.
     has_backlog: bool,
-    /// The server was told to end, and so was the core.
+    /// The server is shutting down, and the core knows.
     was_shut_down: bool,
-    /// When that was asked last, or the server was paused.
+    /// When that was last checked, or the server was paused.
     looked: Option<Instant>,
-    /// Has the socket, which goes when nothing is left that it could control.
+    /// Owns the socket, which goes when nothing is left for it to control.
     acceptor: Acceptor,
 }
 
 /// What a descriptor stands for.
 #[derive(Clone, Copy)]
 enum Source {
-    /// The gate, the flusher or `Control` has something to say.
+    /// The gate, the flusher or `Control` has signalled.
     Event,
-    /// Somebody wants to connect.
+    /// A controller wants to connect.
     Listener,
     Controller(Id),
 }
 
 impl Loop {
-    /// Serves until it is told to stop.
+    /// Serves until `stop` is set.
     fn run(mut self) {
         logger::never_wait();
         let mut is_blind = false;
         while !self.orders.stop.load(Ordering::Acquire) {
-            // Fails out of memory, say. There is nobody else who could resume.
+            // Fails out of memory, say. Nobody else could resume the server.
             let found = self.poll();
             if let Err(e) = &found {
                 if !mem::replace(&mut is_blind, true) {
@@ -215,7 +213,7 @@ impl Loop {
         }
     }
 
-    /// Waits until something is to be done, and says what has come.
+    /// Waits until there is something to do, and returns what has arrived.
     fn poll(&self) -> io::Result<Vec<(Source, PollFlags)>> {
         let mut sources = vec![Source::Event];
         let mut fds = vec![PollFd::new(&self.event, PollFlags::IN)];
@@ -232,7 +230,7 @@ impl Loop {
         Ok(found.filter(|(_, found)| !found.is_empty()).collect())
     }
 
-    /// How long there is nothing to do if nobody comes.
+    /// How long there is nothing to do unless something arrives.
     fn limit(&self) -> Option<Duration> {
         let core = &self.controllers.core;
         let deadlines = [self.acceptor.not_before(), core.deadline(), self.watch.next_look()];
@@ -280,21 +278,21 @@ impl Loop {
         self.controllers.core.is_closed() && !self.was_shut_down
     }
 
-    /// Nobody tells us that the server was told to end, and this thread serves no
-    /// connection whose end could be taken for it.
+    /// nbdkit does not announce a shutdown, so ask. This thread serves no connection
+    /// whose end could be mistaken for it.
     fn look_for_the_end(&mut self) {
         if !self.looks_for_the_end() {
             self.looked = None;
             return;
         }
-        // Not in each turn: a pause that is short is not slowed down by it.
+        // Not in each turn, so that it doesn't slow down a short pause.
         let now = Instant::now();
         let looked = *self.looked.get_or_insert(now);
         if now.saturating_duration_since(looked) < LOOK_FOR_THE_END {
             return;
         }
         self.looked = Some(now);
-        // nbdkit says what it has found, and would wait for a log that is stuck.
+        // nbdkit logs what it has found, and would wait for a blocked log.
         let may_ask = !self.orders.stop.load(Ordering::Acquire) && logger::takes_more();
         if may_ask && nbdkit::no_use_going_on() {
             self.was_shut_down = true;

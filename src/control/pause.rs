@@ -1,6 +1,6 @@
 //! The pause itself: who wants it, how far it is, when it ends, and what the
-//! log says about it. It closes and opens the gate. A part of `core`: it is told
-//! the time, and knows nothing of dialogues and replies.
+//! log says about it. It closes and opens the gate. A part of `core`: its callers
+//! give it the time, and it knows nothing of dialogues and replies.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -15,7 +15,7 @@ use super::flush::{FlushError, Flusher, Flushing};
 use super::stage::{Closed, Stage};
 use crate::gate::Gate;
 
-/// So many holds at once. A connection with a hold is never closed to make
+/// This many holds at once. A connection with a hold is never closed to make
 /// room, so there have to be places that no hold can take.
 const MOST_HOLDS: usize = 32;
 
@@ -30,9 +30,9 @@ pub struct Pause {
     stage: Stage,
     /// `p` was asked for, and `r` was not since.
     asked: bool,
-    /// The gate was opened, and those who were held are not awake yet.
+    /// The gate was opened, and the held requests are not awake yet.
     to_wake: bool,
-    /// A flush has failed, or writes were lost, and nobody was told yet.
+    /// A flush has failed, or writes were lost, and no controller knows yet.
     loss: bool,
     /// The server ends: there are no pauses any more.
     is_over: bool,
@@ -40,33 +40,33 @@ pub struct Pause {
     holds: BTreeSet<Id>,
 }
 
-/// What became of a command.
+/// The outcome of a command.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It has taken effect; a pause is in force.
     Done,
     /// Not yet; ask `progress` when the gate or the flusher has signalled.
     Pending,
-    /// There is no such thing.
+    /// There is no such command or hold.
     Failed,
-    /// There is no pause, for this one at least.
+    /// There is no pause, at least not for this controller.
     Refused,
 }
 
 /// How the pause has moved on.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// Nothing to tell anyone.
+    /// Nothing to report.
     None,
-    /// The pause is in force: whoever waits for it has it.
+    /// The pause is in force, for all that wait for it.
     Paused,
-    /// The pause is over: whoever waits for it doesn't get it.
+    /// The pause is over: those that wait for it don't get it.
     Ended,
 }
 
 impl Pause {
-    /// Requests flow. `flusher` makes what was written stable before a pause
-    /// is in force; `timeout` after it was closed, the gate opens by itself.
+    /// Requests flow. `flusher` makes written data stable before a pause is in
+    /// force; `timeout` after it was closed, the gate opens by itself.
     pub fn new(
         gate: Arc<Gate>,
         flusher: Option<Box<dyn Flusher>>,
@@ -92,7 +92,7 @@ impl Pause {
         asked
     }
 
-    /// `+`: asks for a pause that lasts until connection `holder` lets go.
+    /// `+`: asks for a pause that lasts until connection `holder` releases it.
     pub fn hold(&mut self, holder: Id, who: &dyn fmt::Display, now: Instant) -> Outcome {
         if self.holds.len() >= MOST_HOLDS && !self.holds.contains(&holder) {
             info!("refused a hold to {who}: {MOST_HOLDS} connections have one");
@@ -128,8 +128,8 @@ impl Pause {
         self.asked || !self.holds.is_empty()
     }
 
-    /// Whether the gate is closed, nothing is in flight, and all is stable that
-    /// was to be.
+    /// Whether the gate is closed, nothing is in flight, and everything is stable
+    /// that should be.
     pub fn is_in_force(&self) -> bool {
         matches!(self.stage, Stage::Paused(_))
     }
@@ -149,20 +149,20 @@ impl Pause {
         self.stage.closed().is_some()
     }
 
-    /// Whether a controller that gets no pause now is told of a loss by that.
+    /// Whether refusing a pause now tells the controller of a loss.
     pub fn has_loss_to_tell(&self) -> bool {
         self.loss
     }
 
-    /// A controller has got that reply.
+    /// A controller has that reply.
     pub fn loss_was_told(&mut self) {
         self.loss = false;
     }
 
-    /// Layers below may write from here on, as they hear that the server ends: nobody
-    /// has a pause any more. The gate stays closed for those who may be dropped, since
-    /// the layers below may be gone before they get there: nbdkit-readahead-filter
-    /// asks for more on a thread of its own that outlives them.
+    /// Layers below may write from here on, as they learn that the server ends: no
+    /// pause is left. The gate stays closed for requests that may be dropped, since the
+    /// layers below may be gone before these get there: nbdkit-readahead-filter asks for
+    /// more on a thread of its own that outlives them.
     pub fn end_for_good(&mut self) {
         self.is_over = true;
         self.gate.shut_down();
@@ -173,21 +173,21 @@ impl Pause {
         }
     }
 
-    /// The server was told to end. Held requests are dropped, and the pause ends if
-    /// one waits that may not be: ask `progress`.
+    /// The server is shutting down. Drops held requests, and ends the pause if one
+    /// waits that must not be dropped: ask `progress`.
     pub fn shut_down(&mut self) {
         self.gate.shut_down();
     }
 
-    /// Wakes those who were held, if the gate was opened since the last call. Many
-    /// threads want the processors then: let whoever waits for an answer have it first.
+    /// Wakes the held requests, if the gate was opened since the last call. Many
+    /// threads want the processors then: send waiting controllers their replies first.
     pub fn wake(&mut self) {
         if mem::take(&mut self.to_wake) {
             self.gate.wake();
         }
     }
 
-    /// When `progress` is to be asked even if nothing was signalled.
+    /// When to ask `progress` even if nothing was signalled.
     pub fn deadline(&self) -> Option<Instant> {
         self.stage.closed().and_then(|closed| closed.deadline)
     }
@@ -226,7 +226,7 @@ impl Pause {
         }
     }
 
-    /// Closes the gate if it is open, and looks how far the pause gets at once.
+    /// Closes the gate if it is open, and sees how far the pause gets at once.
     fn close(&mut self, log: fmt::Arguments<'_>, now: Instant) -> Outcome {
         if self.is_over {
             info!("{log}: refused, as the server is shutting down");
@@ -244,7 +244,7 @@ impl Pause {
                     error!("cannot pause: {e}; requests keep flowing");
                     return Outcome::Refused;
                 }
-                // Too far away to be told in this clock is no deadline.
+                // A deadline too far away for this clock is none.
                 let deadline = self.timeout.and_then(|timeout| now.checked_add(timeout));
                 self.stage = Stage::Draining(Closed { since: now, deadline });
             }
@@ -292,7 +292,7 @@ impl Pause {
         self.asked = false;
         self.holds.clear();
         let stage = mem::replace(&mut self.stage, Stage::Running);
-        // Before anything is said: that can wait.
+        // Before logging, which can wait.
         let held = self.gate.held();
         self.gate.open();
         self.to_wake |= stage.closed().is_some();

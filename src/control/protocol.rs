@@ -6,24 +6,24 @@ use std::collections::VecDeque;
 
 use pause_protocol::{command, reply};
 
-/// What a controller asked for.
+/// What a controller asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
     /// `p`: close the gate and drain.
     Pause,
     /// `r`: open the gate.
     Resume,
-    /// `+`: close the gate and drain, for as long as this connection wants.
+    /// `+`: close the gate and drain, until this connection releases it.
     Hold,
-    /// `-`: it does not want that any longer.
+    /// `-`: release it.
     LetGo,
     /// `?`: are there holds?
     Ask,
-    /// No command of ours; answered with `X`.
+    /// Not a command; the reply is `X`.
     Unknown,
 }
 
-/// What a controller is told.
+/// The reply to a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reply {
     /// `P`: paused, and no request is in flight.
@@ -68,16 +68,16 @@ impl Reply {
     }
 }
 
-/// What was said with one controller: its commands that were not carried out
-/// yet, and its replies that were not sent yet.
+/// The dialogue with one controller: its commands not carried out yet, and its
+/// replies not sent yet.
 #[derive(Default)]
 pub struct Dialogue {
     received: VecDeque<u8>,
     replies: Vec<u8>,
-    /// The command before has no reply yet, so the next one has to wait. This
-    /// is what it hopes for.
+    /// The previous command has no reply yet, so the next one has to wait. This is
+    /// the reply if all goes well.
     pending: Option<Reply>,
-    /// Where among the replies an `X` stands that says that writes were lost.
+    /// The place among the replies of an `X` that reports lost writes.
     telling: Option<usize>,
 }
 
@@ -105,18 +105,18 @@ impl Dialogue {
         self.pending.is_none() && !self.received.is_empty()
     }
 
-    /// Replies to the command in hand.
+    /// Replies to the current command.
     pub fn answer(&mut self, reply: Reply) {
         self.replies.push(reply.to_byte());
     }
 
-    /// The command in hand is answered later: with `hope`, if all goes well.
+    /// The current command gets its reply later: `hope`, if all goes well.
     pub fn wait_for(&mut self, hope: Reply) {
         self.pending = Some(hope);
     }
 
-    /// Replies that there is no pause for the command in hand. `tells` where the
-    /// controller learns by that of lost writes.
+    /// Refuses the current command its pause. `tells` if that reports lost writes to
+    /// the controller.
     pub fn refuse(&mut self, tells: bool) {
         if tells {
             self.telling.get_or_insert(self.replies.len());
@@ -138,13 +138,13 @@ impl Dialogue {
         self.pending.is_none() && self.received.is_empty()
     }
 
-    /// Replies to be sent.
+    /// Replies to send.
     pub fn replies(&self) -> &[u8] {
         &self.replies
     }
 
-    /// The first `count` bytes of `replies` have been sent. Whether one of them tells
-    /// of lost writes.
+    /// The first `count` bytes of `replies` have been sent. Whether one of them
+    /// reports lost writes.
     pub fn sent(&mut self, count: usize) -> bool {
         self.replies.drain(..count.min(self.replies.len()));
         let place = self.telling.take();

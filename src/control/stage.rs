@@ -1,4 +1,4 @@
-//! How far a pause is, and since when.
+//! The stages of a pause, and when it began.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -9,13 +9,13 @@ pub enum Stage {
     Running,
     /// Requests are still in flight.
     Draining(Closed),
-    /// Nothing is in flight; what was written is being made stable.
+    /// Nothing is in flight; written data is being made stable.
     Flushing(Closed),
-    /// Nothing is in flight, and all is stable that was to be.
+    /// Nothing is in flight, and everything is stable that should be.
     Paused(Closed),
 }
 
-/// Since when the gate is closed, and until when at most.
+/// When the gate was closed, and when it opens at the latest.
 #[derive(Clone, Copy)]
 pub struct Closed {
     pub since: Instant,
@@ -23,7 +23,7 @@ pub struct Closed {
 }
 
 impl Stage {
-    /// Since when the gate is closed, if it is.
+    /// When the gate was closed, if it is.
     pub fn closed(&self) -> Option<Closed> {
         match *self {
             Stage::Running => None,
@@ -40,8 +40,8 @@ impl Closed {
     }
 }
 
-/// How long the gate has been closed, as the log says it. Where one call did it all,
-/// the clock was read once.
+/// How long the gate has been closed, as the log says it. Zero if one call, which
+/// reads the clock once, did it all.
 pub struct Age(Duration);
 
 impl fmt::Display for Age {

@@ -1,15 +1,14 @@
 //! Watches the control socket's path: notices that something has removed the
-//! socket, has it put back, and logs each trouble once. How a socket is made is in
-//! `socket`.
+//! socket, puts it back, and logs each problem once. `socket` knows how to create
+//! one.
 //!
-//! Something that tidies up may remove the socket's file, or its whole directory,
-//! while the server runs. Nobody could connect then, and a server that is paused
-//! could be resumed by nobody. So the control thread looks at the path every few
-//! seconds, which is one lstat(2) when all is well. The kernel could tell at once
-//! (inotify(7)), but of its watches a user has 128, which many servers share, and
-//! a look is needed all the same where no watch can be had.
+//! A cleanup job may remove the socket's file, or its whole directory, while the
+//! server runs. Then nobody could connect, or resume a paused server. So the control
+//! thread checks the path every few seconds, with one lstat(2) when all is well. The
+//! kernel could report it at once (inotify(7)), but a user has only 128 watches, which
+//! many servers share, and without a watch the check would be needed anyway.
 //!
-//! A file system that hangs keeps the control thread in its look, so the socket
+//! If the file system hangs, so does the control thread in its check: the socket
 //! belongs on a local one.
 
 use std::fmt;
@@ -21,15 +20,15 @@ use log::{error, info, warn};
 
 use crate::socket::{ControlSocket, Place, PutBack};
 
-/// From look to look. An operator who can't connect tries again after a while.
+/// Between two looks. An operator who can't connect tries again after a while.
 const LOOK: Duration = Duration::from_secs(2);
 
 /// See the file's text.
 pub struct Watch {
     looked: Instant,
-    /// All that was said since the socket was lost. Empty while it is there.
+    /// Everything logged since the socket was lost. Empty while it is there.
     told: Vec<String>,
-    /// It can't be seen whether the socket is there. This has been logged.
+    /// We can't see whether the socket is there. This has been logged.
     blind: bool,
 }
 
@@ -39,13 +38,13 @@ impl Watch {
         Watch { looked: Instant::now(), told: Vec::new(), blind: false }
     }
 
-    /// When `look` has to be called.
+    /// When to call `look`.
     pub fn next_look(&self) -> Option<Instant> {
         self.looked.checked_add(LOOK)
     }
 
-    /// Call in each turn of the loop. If `socket` has been put back, its former
-    /// listener is returned, with controllers that were not accepted yet.
+    /// Call it in each turn of the loop. If it puts `socket` back, it returns the
+    /// former listener, with controllers that were not accepted yet.
     pub fn look(&mut self, socket: &mut ControlSocket) -> Option<UnixListener> {
         if self.looked.elapsed() < LOOK {
             return None;
@@ -92,7 +91,7 @@ impl Watch {
                 Some(former)
             }
             Err(e) => {
-                // Who has seen to one obstacle has to hear of the next one.
+                // An operator who has removed one obstacle has to learn of the next.
                 let what = e.to_string();
                 if !self.told.contains(&what) {
                     error!("{what}");
@@ -105,7 +104,7 @@ impl Watch {
 
     fn trouble_is_over(&mut self, socket: &ControlSocket, what: impl fmt::Display) {
         self.told.clear();
-        // Where the trouble was told: who reads errors only has to hear of its end.
+        // On the same level as the trouble: whoever reads only errors sees its end.
         warn!("pause-control={}: {what}", socket.path().display());
     }
 }

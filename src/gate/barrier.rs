@@ -8,7 +8,7 @@ use rustix::thread::{MembarrierCommand, membarrier};
 
 use super::sync::{Ordering, fence, heavy_barrier};
 
-/// How a closing gate makes sure that it and every request see each other.
+/// How a closing gate makes sure that it and each request see each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Barrier {
     /// `membarrier(2)`, private expedited: the kernel runs a full barrier on

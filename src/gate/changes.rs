@@ -1,8 +1,8 @@
-//! Whether a connection has changed the disk since it was flushed last.
+//! Whether a connection has changed the disk since its last flush.
 //!
-//! A write is done first and noted then; a flush takes the note first and flushes
-//! then. A note that is there already is not written again, so that the threads of a
-//! connection share a cache line that none of them writes:
+//! A write changes the disk first and makes a note then; a flush takes the note first
+//! and flushes then. If the note is already there, a write leaves it alone, so that the
+//! threads of a connection share a cache line that none of them writes:
 //!
 //! ```text
 //!   write                              flush
@@ -13,7 +13,7 @@
 //!       not there: make it
 //! ```
 //!
-//! *No change is left without a flush and without a note.* As with the gate, the heavy
+//! *Each change gets a flush or leaves a note.* As with the gate, the heavy
 //! barrier falls after A1 or before A2. After A1: F2 finds the change. Before A2: A2
 //! finds that the note was taken, and makes it again. With plain instructions alone
 //! A2 could read the note before F1, while A1 still waits in the processor's store
@@ -22,17 +22,17 @@
 use super::sync::{AtomicU32, Ordering, fence, light_barrier};
 use super::{Barrier, Gate};
 
-/// All is flushed that was changed.
+/// Every change is flushed.
 const FLUSHED: u32 = 0;
-/// Nothing was changed, but a former server may have left its writes in a cache.
+/// Nothing was changed, but a previous server may have left its writes in a cache.
 const LEFT_OVER: u32 = 1;
 /// Something was changed.
 const CHANGED: u32 = 2;
 
-/// See the file's text. Any threads may use it.
+/// See the module's text. Any thread may use it.
 pub struct Changes(AtomicU32);
 
-/// What a flush has taken.
+/// The note that a flush has taken.
 pub struct Taken(u32);
 
 impl Changes {
@@ -41,7 +41,7 @@ impl Changes {
         Changes(AtomicU32::new(FLUSHED))
     }
 
-    /// A flush has something to do in any case: a former server may have left its
+    /// A flush has something to do in any case: a previous server may have left its
     /// writes in a cache.
     pub fn assume_left_over(&self) {
         self.0.fetch_max(LEFT_OVER, Ordering::AcqRel);
@@ -55,18 +55,18 @@ impl Changes {
             // Pairs with the fence of `Barrier::heavy`.
             fence(Ordering::SeqCst);
         }
-        // Relaxed: the barriers order it, and the end of the pass releases it to who has
-        // drained the gate.
+        // Relaxed: the barriers order it, and the end of the pass releases it to the
+        // side that drains the gate.
         if self.0.load(Ordering::Relaxed) != CHANGED {
             self.0.store(CHANGED, Ordering::Relaxed);
         }
     }
 
-    /// A flush is about to begin. What was changed before it is what it is for; what is
-    /// changed from here on is noted anew.
+    /// A flush is about to begin. It covers what was changed before; what changes from
+    /// here on gets a new note.
     pub fn take(&self, gate: &Gate) -> Taken {
         let taken = self.0.swap(FLUSHED, Ordering::AcqRel);
-        // Where the barrier can't be had, the flush may have missed something.
+        // If the barrier fails, the flush may miss something.
         match gate.barrier.heavy() {
             Ok(()) => Taken(taken),
             Err(_) => {
@@ -86,7 +86,7 @@ impl Changes {
         self.0.load(Ordering::Acquire) != FLUSHED
     }
 
-    /// Whether something was changed and not flushed since.
+    /// Whether something has changed since the last flush.
     pub fn are_there(&self) -> bool {
         self.0.load(Ordering::Acquire) == CHANGED
     }

@@ -1,13 +1,13 @@
 //! How many requests are inside, counted without a cache line that threads
-//! share: each thread that makes requests has a slot of its own. When the
-//! counts may be believed is the gate's affair.
+//! share: each thread that makes requests has a slot of its own. The gate knows
+//! when to trust the counts.
 
 use std::ops::Deref;
 
 use super::sync::{Arc, AtomicUsize, Mutex, Ordering};
 
-/// One thread's requests inside, which only that thread writes. Alone on its
-/// cache line, and on the next, which the processor fetches along with it.
+/// The count of one thread's requests inside, which only that thread writes. Alone
+/// on its cache line, and on the next, which the processor fetches along with it.
 #[repr(align(128))]
 pub struct Slot {
     inside: AtomicUsize,
@@ -27,7 +27,7 @@ pub struct OwnedSlot {
 }
 
 impl Counts {
-    /// Nobody has a slot yet.
+    /// Without slots.
     pub fn new() -> Self {
         Counts { taken: Arc::new(Mutex::new(Vec::new())) }
     }
@@ -35,8 +35,8 @@ impl Counts {
     /// Takes a new slot, for one thread.
     pub fn take_slot(&self) -> OwnedSlot {
         let slot = Arc::new(Slot { inside: AtomicUsize::new(0) });
-        // Who sums after this finds the slot. Who drained before had closed the
-        // gate before, and this lock makes the newcomer see that.
+        // A sum after this includes the slot. A drain before this had closed the
+        // gate before, and this lock makes the new thread see that.
         self.taken.lock().push(slot.clone());
         OwnedSlot { slot, counts: self.clone() }
     }
@@ -44,7 +44,7 @@ impl Counts {
     /// The requests inside. Each count is exact at the moment it is read.
     pub fn sum(&self) -> usize {
         // Acquire pairs with the Release of `Slot::leave`: what a request did
-        // below us has happened once it isn't counted any more.
+        // below us has happened once it is no longer counted.
         self.taken.lock().iter().map(|slot| slot.inside.load(Ordering::Acquire)).sum()
     }
 

@@ -1,5 +1,5 @@
 //! The gate: requests pass it while it is open and wait while it is closed;
-//! whoever closed it learns when the last request inside has left. It knows
+//! the closing side learns when the last request inside has left. It knows
 //! nothing of nbdkit, of sockets or of logging.
 //!
 //! # The idea and its cost
@@ -43,8 +43,8 @@
 //! acquires). Backing out is leaving: it, too, may wake a closing side that saw
 //! a request which was never inside.
 //!
-//! `waiters` has what becomes of a request that has backed out, `thread_slot` how a
-//! thread finds its count, `changes` what was changed inside and is to be flushed.
+//! `waiters` is about requests that have backed out, `thread_slot` about how a thread
+//! finds its count, `changes` about what was changed inside and needs a flush.
 //!
 //! # Without membarrier
 //!
@@ -77,13 +77,13 @@ use waiters::Waiters;
 const OPEN: u32 = 0;
 /// Requests wait.
 const CLOSED: u32 = 1;
-/// Requests may still be inside, and who leaves has to wake the closing side.
+/// Requests may still be inside, and one that leaves has to wake the closing side.
 const DRAINING: u32 = 2;
 /// There is no membarrier: look again behind a fence.
 const FENCED: u32 = 4;
 
-/// See the module's text. Requests may come on any threads. There is one closing side:
-/// `close`, `drained` and `open` are called by one thread at a time.
+/// See the module's text. Requests may come on any thread. There is one closing side:
+/// only one thread at a time calls `close`, `drained` and `open`.
 pub struct Gate {
     /// | value (beside FENCED) | meaning |
     /// |---|---|
@@ -100,11 +100,11 @@ pub struct Gate {
     /// How often the gate was opened after it was closed. Only written with `waiters`
     /// locked.
     openings: AtomicUsize,
-    /// Those whom an opening has let in and who are in no slot's count yet.
+    /// Requests that an opening has let in and that no slot counts yet.
     let_in: AtomicUsize,
     /// Waiters sleep on it. It changes with each opening, and when the server ends.
     events: Futex,
-    /// The server was told to end.
+    /// The server is shutting down.
     ending: AtomicBool,
     wake_closing_side: Box<dyn Fn() + Send + Sync>,
 }
@@ -118,9 +118,9 @@ pub struct Pass<'a> {
 }
 
 impl Gate {
-    /// An open gate. `wake_closing_side` is called, on a thread that makes
-    /// requests, when it is time to ask [`Gate::drained`] and [`Gate::must_open`]
-    /// again; it may be called in vain, and must not wait for anything.
+    /// An open gate. It calls `wake_closing_side`, on a thread that makes requests,
+    /// when it is time to ask [`Gate::drained`] and [`Gate::must_open`] again, and
+    /// sometimes in vain. That function must not wait for anything.
     pub fn new(barrier: Barrier, wake_closing_side: impl Fn() + Send + Sync + 'static) -> Self {
         Gate {
             state: AtomicU32::new(match barrier {
@@ -159,7 +159,7 @@ impl Gate {
         Some(Pass { gate: self, slot, before })
     }
 
-    /// Whether one that is counted in has to back out, and has.
+    /// Whether a request that is counted in has to back out, and has.
     #[cold]
     fn is_closed_for(&self, slot: &Slot, before: usize) -> bool {
         let is_closed = self.look_behind_fence() & CLOSED != 0;
@@ -201,7 +201,7 @@ impl Gate {
     /// changes nothing.
     ///
     /// # Errors
-    /// The gate is open where the barrier could not be had.
+    /// The barrier failed, so the gate is open.
     pub fn close(&self) -> Result<(), BarrierFailed> {
         {
             let _waiters = self.waiters.lock();
@@ -228,8 +228,8 @@ impl Gate {
         }
         // C2. A count that is zero now can only rise for a moment, by a
         // request that is about to see the mark and back out. So the counts
-        // need not be read all at once. Who was let in has a count before it
-        // leaves `let_in`.
+        // need not be read all at once. A request that was let in has a count
+        // before it leaves `let_in`.
         if self.let_in.load(Ordering::Acquire) != 0 || self.counts.sum() != 0 {
             return false;
         }
@@ -251,14 +251,14 @@ impl Gate {
         self.let_in.fetch_add(held, Ordering::Relaxed);
         let openings = self.openings.load(Ordering::Relaxed);
         // Release, twice: what was done while the gate was closed has
-        // happened for who is let in, or finds the gate open.
+        // happened for requests that are let in, or find the gate open.
         self.openings.store(openings.wrapping_add(1), Ordering::Release);
         self.state.store(state & FENCED, Ordering::Release);
         self.count_event();
     }
 
-    /// Wakes those whom `open` has let in. Apart from it, so that whoever opened the
-    /// gate can be told so before many threads want the processors.
+    /// Wakes the requests that `open` has let in. Apart from it, so that the controller
+    /// can get its reply before many threads want the processors.
     pub fn wake(&self) {
         self.events.wake_all();
     }

@@ -21,9 +21,9 @@ mod imp {
     /// What the light barrier leaves to be done, done for all threads.
     pub use crate::gate::barrier::private_expedited as heavy_barrier;
 
-    /// A word that threads sleep on (futex(2)). All that slept are woken by
-    /// one call, and none has to pass a lock on its way out: with a condition
-    /// variable, the last of 256 held requests went on 1.4 times later.
+    /// A word that threads sleep on (futex(2)). One call wakes all sleepers, and
+    /// none has to pass a lock on its way out: with a condition variable, the last
+    /// of 256 held requests took 1.4 times as long to go on.
     pub struct Futex(AtomicU32);
 
     impl Futex {
@@ -40,10 +40,10 @@ mod imp {
             self.0.store(value, ordering);
         }
 
-        /// Sleeps if the word is still `seen`, at most for `limit`; may wake
-        /// up for no reason.
+        /// Sleeps if the word is still `seen`, for at most `limit`; may wake up
+        /// for no reason.
         pub fn wait(&self, seen: u32, limit: Duration) {
-            // Why it returned is not asked: the caller looks at the word again.
+            // Why it returned does not matter: the caller looks at the word again.
             let limit = Timespec::try_from(limit).ok();
             let _ = futex::wait(&self.0, futex::Flags::PRIVATE, seen, limit.as_ref());
         }

@@ -46,7 +46,7 @@ pub fn keep(gate: &Arc<Gate>, pass: Pass<'_>) {
     });
 }
 
-/// The calling thread has come back, and what it was kept inside for is over.
+/// The calling thread has come back, and its reason to stay inside is over.
 pub fn leave() {
     let _ = OWNER.try_with(|owner| owner.get().map(Owner::leave));
 }
@@ -105,7 +105,7 @@ mod pointer {
     pub fn get() -> *const Slot {
         let slot;
         // SAFETY: reads this thread's instance of the word above, as the
-        // x86-64 ABI lays down for initial-exec thread-local storage.
+        // x86-64 ABI prescribes for initial-exec thread-local storage.
         unsafe {
             asm!(
                 "mov {slot}, qword ptr [rip + libpause_slot@GOTTPOFF]",
@@ -140,7 +140,7 @@ mod pointer {
     use super::Slot;
 
     thread_local! {
-        // Needs no destructor, and so may be asked at any time.
+        // Needs no destructor, and so may be read at any time.
         static SLOT: Cell<*const Slot> = const { Cell::new(ptr::null()) };
     }
 

@@ -2,8 +2,8 @@
 //! let in, or are dropped.
 //!
 //! A request becomes a waiter under a lock that closing and opening take as well. So it
-//! is one before an opening or after it. *An opening lets in all who wait*, even if the
-//! gate closes again at once:
+//! becomes one either before an opening or after it. *An opening lets in all waiters*,
+//! even if the gate closes again at once:
 //!
 //! ```text
 //!   request                            closing side
@@ -22,11 +22,11 @@
 //! changes before it wakes. The kernel puts a request to sleep only if the count is
 //! still what it was before the request looked around.
 //!
-//! *Who may be dropped.* A request looks at its client once it waits. If the client is
-//! there, the request is dropped when the client goes away before it is let in, or
-//! when the server ends. If the client has gone already, its request is carried out,
-//! however long that takes: it was sent before the client left. So it is if the client
-//! goes at once ([`SETTLED`]). When the server ends such a one can't wait for an
+//! *Which requests may be dropped.* A request checks its client once it waits. If the
+//! client is there, the request is dropped when the client goes away before it is let
+//! in, or when the server ends. If the client has already gone, or goes at once
+//! ([`SETTLED`]), its request is carried out, however long that takes: it was sent
+//! before the client left. When the server ends, such a request can't wait for an
 //! operator, and has the gate opened.
 
 use std::time::Duration;
@@ -34,27 +34,27 @@ use std::time::Duration;
 use super::sync::Ordering;
 use super::{CLOSED, DRAINING, Gate, Pass, Slot};
 
-/// A held request looks at least this often after its client.
+/// A held request checks its client at least this often.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-/// A client that is there when its request begins to wait may have taken leave
+/// A client that is there when its request begins to wait may have disconnected
 /// already, and close its socket a moment later: what a layer above us then does for
-/// itself looks like a request of that client. If it is there still after this time,
-/// it is there.
+/// itself looks like a request of that client. One that is still there after this
+/// time counts as connected.
 const SETTLED: Duration = Duration::from_millis(10);
 
 /// The requests that wait for the next opening.
 #[derive(Default)]
 pub(super) struct Waiters {
     pub(super) held: usize,
-    /// Of these, those that may not be dropped.
+    /// Of these, those that must not be dropped.
     undroppable: usize,
 }
 
-/// What is lost with a request that isn't carried out.
+/// What is lost if a request isn't carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Worth {
-    /// What somebody relies on.
+    /// Something that its client relies on.
     All,
     /// Nothing: it may be dropped whenever the server ends.
     Nothing,
@@ -74,11 +74,11 @@ enum Early<'a> {
 pub struct Dropped;
 
 impl Gate {
-    /// What is left to do where `enter` says no: waits for the next opening. The
-    /// request is dropped if its client goes away meanwhile, or if the server ends,
-    /// but never if the client had gone before.
+    /// What to do if `enter` says no: waits for the next opening. The request is
+    /// dropped if its client goes away meanwhile, or if the server ends, but never if
+    /// the client had gone before.
     ///
-    /// `is_gone` says whether the client has gone. It is asked when the request
+    /// `is_gone` says whether the client has gone. The gate asks when the request
     /// begins to wait, every 100 ms, and before it goes in.
     pub fn wait<'a>(
         &'a self,
@@ -89,8 +89,8 @@ impl Gate {
         self.wait_for_opening(slot, &Early::ClientGoes(worth, &is_gone))
     }
 
-    /// The same for what has to be done only as long as `is_done` says no, which
-    /// is asked as `wait` asks `is_gone`. `None` where it was done meanwhile.
+    /// The same for work that is needed only as long as `is_done` says no, which the
+    /// gate asks as `wait` asks `is_gone`. `None` if it was done meanwhile.
     pub fn wait_unless<'a>(
         &'a self,
         slot: &'a Slot,
@@ -104,7 +104,7 @@ impl Gate {
     fn begin_to_wait(&self, slot: &Slot) -> Result<usize, usize> {
         let mut waiters = self.waiters.lock();
         if self.state.load(Ordering::Relaxed) & CLOSED == 0 {
-            // No barrier: who closes the gate takes the lock first.
+            // No barrier: closing the gate takes the lock first.
             return Ok(slot.enter());
         }
         waiters.held = waiters.held.wrapping_add(1);
@@ -128,8 +128,8 @@ impl Gate {
         loop {
             // Acquire, here and below: it pairs with `open` and `shut_down`.
             let seen = self.events.load(Ordering::Acquire);
-            // In this order: a client that had gone when the gate was opened is
-            // seen to have gone.
+            // In this order, so that we see a client that had gone when the gate
+            // was opened.
             let is_let_in = self.openings.load(Ordering::Acquire) != since;
             let is_over = match early {
                 Early::ClientGoes(Worth::All, _) if has_gone => false,
@@ -152,7 +152,7 @@ impl Gate {
         }
     }
 
-    /// Whether the client of one that waits since `since` leaves before it has settled.
+    /// Whether the client of a request that waits since `since` leaves before it has settled.
     fn leaves_at_once(&self, since: usize, is_gone: &dyn Fn() -> bool) -> bool {
         let is_ending = || self.ending.load(Ordering::Acquire);
         let sleep = |limit| {
@@ -170,7 +170,7 @@ impl Gate {
         !is_ending()
     }
 
-    /// One that waits since `since` may not be dropped.
+    /// A request that waits since `since` must not be dropped.
     fn count_as_undroppable(&self, since: usize) {
         {
             let mut waiters = self.waiters.lock();
@@ -179,13 +179,13 @@ impl Gate {
             }
             waiters.undroppable = waiters.undroppable.wrapping_add(1);
         }
-        // `shut_down` has seen it, or it sees here what that one has done.
+        // Either `shut_down` has seen it, or it sees here what `shut_down` has done.
         if self.ending.load(Ordering::Acquire) {
             (self.wake_closing_side)();
         }
     }
 
-    /// One that waits since `since` is dropped.
+    /// A request that waits since `since` is dropped.
     fn end_to_wait(&self, since: usize) {
         {
             let mut waiters = self.waiters.lock();
@@ -202,8 +202,8 @@ impl Gate {
         (self.wake_closing_side)();
     }
 
-    /// The server was told to end. Held requests that may be dropped are, now and
-    /// later; where one waits that may not, [`Gate::must_open`] says so.
+    /// The server is shutting down. Held requests that may be dropped are, now and
+    /// later; if one waits that must not be, [`Gate::must_open`] says so.
     pub fn shut_down(&self) {
         {
             let _waiters = self.waiters.lock();
@@ -219,7 +219,7 @@ impl Gate {
         self.events.store(events.wrapping_add(1), Ordering::Release);
     }
 
-    /// Whether the server ends and a request waits that may not be dropped: only
+    /// Whether the server ends and a request waits that must not be dropped: only
     /// an opening gets it out of the way.
     pub fn must_open(&self) -> bool {
         self.ending.load(Ordering::Acquire) && self.waiters.lock().undroppable > 0

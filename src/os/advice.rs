@@ -1,10 +1,10 @@
-//! What a person can do about an error of the system, where that is known: the
-//! end of a message. What was tried, and on what, is for the message to say.
+//! What to do about an error of the system, if that is known: the end of a message.
+//! The message itself says what was tried, and on what.
 
 use std::fmt;
 use std::io;
 
-/// An error, with its remedy behind it.
+/// An error, followed by its remedy.
 pub struct Advised<'a>(pub &'a io::Error);
 
 impl fmt::Display for Advised<'_> {
@@ -17,7 +17,7 @@ impl fmt::Display for Advised<'_> {
     }
 }
 
-/// What can be done about it, if that is known.
+/// What to do about it, if that is known.
 pub fn remedy(e: &io::Error) -> Option<&'static str> {
     match e.raw_os_error()? {
         libc::EMFILE => Some("raise the limit on open files (ulimit -n)"),

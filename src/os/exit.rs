@@ -1,8 +1,8 @@
-//! What is done where nbdkit gives up by exit(3), as it does where its start fails
-//! late: no callback is called then. For an orderly end see `lifecycle`.
+//! What to do if nbdkit gives up with exit(3), as it does if its start fails late: it
+//! calls no callback then. For an orderly end see `lifecycle`.
 
-/// Calls `act` if this very process, no fork of it, exits with an error. Only the
-/// first call of this has an effect.
+/// Calls `act` if this very process, not a fork of it, exits with an error. Only the
+/// first call has an effect.
 #[cfg(target_env = "gnu")]
 pub fn at_failure(act: extern "C" fn()) {
     use std::process;
@@ -31,6 +31,6 @@ pub fn at_failure(act: extern "C" fn()) {
     }
 }
 
-/// Does nothing: this C library has no exit handler that is told the status.
+/// Does nothing: this C library has no exit handler that gets the status.
 #[cfg(not(target_env = "gnu"))]
 pub fn at_failure(_act: extern "C" fn()) {}

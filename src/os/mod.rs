@@ -1,5 +1,5 @@
-//! The few system calls that std does not offer, as the filter wants them. No
-//! decisions are taken here.
+//! The few system calls that std does not offer, as the filter wants them. It makes
+//! no decisions.
 
 pub mod advice;
 pub mod exit;
@@ -18,13 +18,13 @@ use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::fs::{FlockOperation, flock};
 use rustix::net::{self, AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType};
 
-/// What to poll a descriptor for, and what was found.
+/// What to poll a descriptor for, and what poll(2) found.
 pub use rustix::event::{PollFd, PollFlags};
 
 /// Waits until one of `fds` is ready or `limit` has passed (poll(2)). A signal
 /// ends the wait early, with nothing ready.
 pub fn poll(fds: &mut [PollFd<'_>], limit: Option<Duration>) -> io::Result<()> {
-    // What is too long for the system's clock is no limit.
+    // A time too long for the system's clock is no limit.
     let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
     match rustix::event::poll(fds, limit.as_ref()) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
@@ -32,19 +32,19 @@ pub fn poll(fds: &mut [PollFd<'_>], limit: Option<Duration>) -> io::Result<()> {
     }
 }
 
-/// Whether a read of it, or accept(2), has something to tell at once.
+/// Whether a read of it, or accept(2), would return at once.
 pub fn is_readable(fd: impl AsFd) -> bool {
     is_ready(fd, PollFlags::IN, Duration::ZERO)
 }
 
-/// Whether a short write to standard error would not wait, now or before
+/// Whether a short write to standard error would not block, now or before
 /// `patience` is over.
 pub fn stderr_takes_more(patience: Duration) -> bool {
     is_ready(io::stderr(), PollFlags::OUT, patience)
 }
 
 /// Whether it is ready for what is wanted, now or before `patience` is over. An error
-/// of it counts as well: whoever reads or writes finds that, and does not wait.
+/// counts, too: a read or write finds it, and does not block.
 fn is_ready(fd: impl AsFd, wanted: PollFlags, patience: Duration) -> bool {
     let mut fds = [PollFd::new(&fd, wanted)];
     poll(&mut fds, Some(patience)).is_ok() && fds.iter().all(|fd| !fd.revents().is_empty())
@@ -54,7 +54,7 @@ fn is_ready(fd: impl AsFd, wanted: PollFlags, patience: Duration) -> bool {
 pub struct EventFd(OwnedFd);
 
 impl EventFd {
-    /// One that was not signalled.
+    /// An event that is not signalled.
     pub fn new() -> io::Result<Self> {
         Ok(EventFd(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
@@ -65,7 +65,7 @@ impl EventFd {
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 
-    /// As if it had not been signalled.
+    /// Undoes all signals.
     pub fn clear(&self) {
         let _ = rustix::io::read(&self.0, &mut [0; 8]);
     }
@@ -77,45 +77,45 @@ impl AsFd for EventFd {
     }
 }
 
-/// Takes the advisory lock of an open file if it is free (flock(2)). It is
-/// given back when the file is closed.
+/// Takes the advisory lock of an open file if it is free (flock(2)). Closing the
+/// file releases it.
 pub fn try_lock(file: &File) -> io::Result<()> {
     Ok(flock(file, FlockOperation::NonBlockingLockExclusive)?)
 }
 
-/// Binds a new stream socket to `path`, where its file is made, with as much of
+/// Binds a new stream socket to `path`, which creates its file, with as much of
 /// `mode` as the umask leaves and never a bit more. Nobody can connect to it
 /// before `listen`, and accept(2) never blocks.
 pub fn bind(path: &Path, mode: u32) -> io::Result<UnixListener> {
     let address = SocketAddrUnix::new(path)?;
     let socket = File::from(unix_socket(SocketType::STREAM)?);
-    // On Linux the file gets the permissions of the socket it is made for, less
-    // the umask. So no umask has to be set, which all threads would share.
+    // On Linux the file gets the permissions of its socket, less the umask. So
+    // there is no need to set the umask, which all threads share.
     socket.set_permissions(Permissions::from_mode(mode))?;
     net::bind(&socket, &address)?;
     Ok(OwnedFd::from(socket).into())
 }
 
-/// Lets controllers connect from now on, as many at once as the system allows.
+/// Lets controllers connect from now on, with the largest backlog that the system
+/// allows.
 pub fn listen(listener: &UnixListener) -> io::Result<()> {
-    // More than the system allows is cut down to that.
+    // The system cuts it down to what it allows.
     Ok(net::listen(listener, i32::MAX)?)
 }
 
-/// Whoever connects from now on is refused; who has connected before can still
-/// be accepted.
+/// Refuses new connections from now on; accept(2) still returns those from before.
 pub fn stop_listening(listener: &UnixListener) -> io::Result<()> {
     Ok(net::shutdown(listener, Shutdown::Both)?)
 }
 
-/// The next one who has connected; neither this nor a read or write of it blocks.
+/// The next connection; neither this nor a read or write of it blocks.
 pub fn accept(listener: &UnixListener) -> io::Result<UnixStream> {
     Ok(net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?.into())
 }
 
 /// Connects a datagram socket to the Unix socket at `path`, and closes it. The
-/// owner of a stream socket hears nothing of it: the kernel refuses the wrong
-/// type (EPROTOTYPE) on its behalf, and says ECONNREFUSED if there is no owner.
+/// owner of a stream socket does not notice: the kernel refuses the wrong type
+/// (EPROTOTYPE) on its behalf, and says ECONNREFUSED if there is no owner.
 pub fn try_connect(path: &Path) -> io::Result<()> {
     let address = SocketAddrUnix::new(path)?;
     Ok(net::connect(unix_socket(SocketType::DGRAM)?, &address)?)
@@ -133,15 +133,14 @@ pub fn open_directory(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(path)
 }
 
-/// The file at `path` itself, not what a symbolic link there leads to; neither
-/// read nor written, only looked at (O_PATH).
+/// The file at `path` itself, not what a symbolic link there leads to; open neither
+/// for reading nor for writing (O_PATH).
 pub fn open_path(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)
 }
 
 /// Sets the permissions of this very file, whatever its name is now. fchmod(2)
-/// does not take what `open_path` returns, and chmod(2) takes it by its name in
-/// /proc.
+/// refuses what `open_path` returns, but chmod(2) takes its name in /proc.
 pub fn set_mode(file: &File, mode: u32) -> io::Result<()> {
     fs::set_permissions(proc_name(file), Permissions::from_mode(mode))
 }
@@ -157,8 +156,8 @@ fn proc_name(file: &File) -> String {
 }
 
 /// Process and user at the other end of a Unix socket when it was connected
-/// (SO_PEERCRED, unix(7)), for the log. The process is 0 if it is none of this PID
-/// namespace, for which rustix's own type has no room.
+/// (SO_PEERCRED, unix(7)), for the log. The process is 0 if it is not in this PID
+/// namespace, and rustix's own type has no room for that.
 pub fn peer(stream: &UnixStream) -> Option<(libc::pid_t, libc::uid_t)> {
     let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let mut size = mem::size_of_val(&peer) as libc::socklen_t;

@@ -1,15 +1,15 @@
-//! The permissions and the owner of a socket's file, and what is left of them where
-//! it can't have the owner it had.
+//! The permissions and the owner of a socket's file, and which permissions are left if
+//! it can't have its former owner.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
-/// Who may connect.
+/// Which users may connect.
 #[derive(Clone, Copy)]
 pub(super) struct Access {
     pub mode: u32,
-    /// User and group; `None` leaves it at those that this process has.
+    /// User and group; `None` means those of this process.
     pub owner: Option<(u32, u32)>,
 }
 
@@ -27,8 +27,8 @@ impl Access {
         self.owner.map(|(_, group)| group)
     }
 
-    /// For another group than it was meant for, of which the members may now count
-    /// as everybody else: these and the group get what both had.
+    /// The permissions under another group than the intended one. Members of that one
+    /// may now count as others: group and others get only what both had.
     pub fn for_any_group(self) -> u32 {
         let common = (self.mode >> 3) & self.mode & 0o7;
         self.mode & 0o700 | common << 3 | common

@@ -1,5 +1,5 @@
-//! Why a control socket can't be had, in words: what is in the way or which step
-//! failed, and what to do about it.
+//! Why the control socket can't be created, in words: what is in the way or which
+//! step failed, and what to do about it.
 
 use std::fmt;
 use std::fs::FileType;
@@ -32,7 +32,7 @@ pub(super) enum Step {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Moment {
-    /// nbdkit can still be told to stop, and can wait.
+    /// nbdkit can still refuse to start, and can wait.
     Start,
     /// There may be clients, controllers and a pause, none of which can wait.
     Serving,
@@ -40,11 +40,11 @@ pub(super) enum Moment {
 
 #[derive(Debug)]
 pub(super) enum Reason {
-    /// Something else than a socket is there; what, in words.
+    /// Something other than a socket is there; what, in words.
     Occupied(&'static str),
-    /// A process has the socket open that is there.
+    /// A process has this socket open.
     Alive,
-    /// It can't be told whether a process has it open.
+    /// We can't tell whether a process has it open.
     Unclear(io::Error),
     /// The directory can't be opened.
     Directory(PathBuf, io::Error),
@@ -70,14 +70,14 @@ impl fmt::Display for SocketError {
     }
 }
 
-/// A directory does not permit it. (A right that the process lacks is another error.)
+/// A directory does not permit it. (A missing capability is another error.)
 fn is_forbidden(e: &io::Error) -> bool {
     e.raw_os_error() == Some(libc::EACCES)
 }
 
 impl Reason {
-    /// What to do, where the error itself has not said it. Another path can be
-    /// chosen at the start only.
+    /// What to do, if the error itself does not say. Another path is an option only
+    /// at the start.
     fn remedy(&self, moment: Moment) -> &'static str {
         let (at_start, while_serving) = match self {
             Reason::Occupied(_) => (": choose another path", ": move it away"),

@@ -1,23 +1,22 @@
-//! The control socket in the file system: made over nothing but a dead socket,
-//! never laxer than it is to be, put back where its file has been lost, removed
-//! only while it is ours. `control` decides when to look after it.
+//! The control socket in the file system: replaces nothing but a dead socket, is
+//! never too permissive, is put back if its file is lost, and removed only while it
+//! is ours. `control` decides when to check on it.
 //!
-//! A socket is put back while plugins make files on other threads, and it has
-//! to have the permissions that were asked for. The umask would see to that but
-//! belongs to all threads, and a thread can't have one of its own where a
-//! container forbids unshare(2). So the permissions are set on the socket before
-//! bind(2), which gives the file as many of them as the umask leaves (`os::bind`).
-//! The rest is added to the file that was found at the path, and to no other:
-//! it is opened without following a link, and has to be a socket. Who could
-//! deceive us there could as well put a socket of his own at the path. The same
-//! is done at the start, so that there is one way to make it.
+//! The socket is put back while plugins create files on other threads, and has to
+//! have the requested permissions. The umask could ensure that, but all threads
+//! share it, and a thread can't have its own if a container forbids unshare(2). So
+//! we set the permissions on the socket before bind(2), which gives the file as many
+//! of them as the umask leaves (`os::bind`), and add the rest to the file found at
+//! the path, and to no other: we open it without following a link, and it has to be
+//! a socket. Anyone who could deceive us there could just as well put their own
+//! socket at the path. We do the same at the start, so that there is only one way
+//! to create it.
 //!
-//! A socket that is put back gets the owner and the permissions that the lost one
-//! had. Nobody may connect who could not before, but for the user that nbdkit has
-//! changed to, where that one may not give the socket to its former owner. Where it
-//! may not give it the former group either, any group gets what all groups had.
-//! Permissions are never more than was asked for at the start: with an ACL, those
-//! of the group are not what they seem.
+//! A socket that is put back gets the owner and the permissions of the lost one.
+//! Nobody new can connect, except the user that nbdkit has changed to, if that user
+//! may not give the socket to its former owner. If it may not give it the former
+//! group either, any group gets what all groups had. Permissions never exceed those
+//! requested at the start: with an ACL, those of the group are not what they seem.
 
 mod access;
 mod error;
@@ -38,15 +37,15 @@ use access::Access;
 pub use error::SocketError;
 use error::{Moment, Reason, Step, kind_in_words};
 
-/// Two servers that start at once hold this lock for a moment each; whoever
-/// holds it longer is somebody else, and not waited for.
+/// Two servers that start at once hold this lock for a moment each. Don't wait for a
+/// process that holds it longer: it is something else.
 const LOCK_TRIES: u32 = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// A listening control socket. Its file is removed when this is dropped.
 pub struct ControlSocket {
     path: PathBuf,
-    /// The permissions that were asked for.
+    /// The requested permissions.
     mode: u32,
     bound: Bound,
 }
@@ -55,26 +54,26 @@ pub struct ControlSocket {
 struct Bound {
     listener: UnixListener,
     file: FileId,
-    /// For a look at the file where its path is closed to us.
+    /// To look at the file even if its path is closed to us.
     handle: File,
 }
 
-/// Which file it is, whatever its name. The inode can't be used again while
-/// the socket is open, since a bound socket holds on to it.
+/// Which file it is, whatever its name. The inode can't be reused while the
+/// socket is open, since a bound socket keeps it.
 #[derive(PartialEq, Eq)]
 struct FileId {
     device: u64,
     inode: u64,
 }
 
-/// What came of putting a socket back.
+/// The result of putting a socket back.
 pub struct PutBack {
-    /// The listener it had: nobody can connect there any more, and who has
-    /// connected before can still be accepted.
+    /// Its former listener: nobody can connect there any more, but connections from
+    /// before can still be accepted.
     pub former: UnixListener,
     /// It belongs to the user that nbdkit runs as, and did not before.
     pub has_other_user: bool,
-    /// It could not be given its group; the other one may do no more than everybody.
+    /// It could not get its group back; the new one may do no more than others.
     pub has_other_group: bool,
 }
 
@@ -89,7 +88,7 @@ pub enum Place {
 }
 
 impl ControlSocket {
-    /// Makes the socket at `path`, which is absolute and short enough for a
+    /// Creates the socket at `path`, which is absolute and short enough for a
     /// socket address, with permissions `mode`. It may wait for another server
     /// that starts at the same time.
     ///
@@ -103,7 +102,7 @@ impl ControlSocket {
         }
     }
 
-    /// Where controllers connect. It does not block.
+    /// The listener for controllers. It does not block.
     pub fn listener(&self) -> &UnixListener {
         &self.bound.listener
     }
@@ -128,11 +127,11 @@ impl ControlSocket {
         }
     }
 
-    /// Makes the socket anew, by the same rules as at the start, but waits for
+    /// Creates the socket again, by the same rules as at the start, but waits for
     /// nobody.
     ///
     /// # Errors
-    /// It can't be had now; the socket is lost still.
+    /// That can't be done now; the socket is still lost.
     pub fn put_back(&mut self) -> Result<PutBack, SocketError> {
         let moment = Moment::Serving;
         let again = Access::of(&self.bound.handle)
@@ -145,7 +144,7 @@ impl ControlSocket {
             again.map_err(|reason| SocketError { path: self.path.clone(), moment, reason })?;
         let now = Access::of(&bound.handle).unwrap_or(access);
         let former = mem::replace(&mut self.bound, bound).listener;
-        // Where its directory was only renamed, it is still found there.
+        // If its directory was only renamed, controllers still find it there.
         if let Err(e) = os::stop_listening(&former) {
             warn!("{}: cannot stop listening on the lost socket: {e}", self.path.display());
         }
@@ -161,8 +160,8 @@ fn make(path: &Path, access: Access, moment: Moment) -> Result<Bound, Reason> {
     // Only "/" has no parent, and that is occupied anyway.
     let parent = path.parent().unwrap_or(path);
     let cannot_open = |e| Reason::Directory(parent.to_path_buf(), e);
-    // Locked until it is closed, at the end of this function. Who may write there
-    // need not be permitted to read there, and a path that is free needs no lock.
+    // Locked until it is closed, at the end of this function. Write permission does
+    // not imply read permission, and a path that is free needs no lock.
     let directory = match os::open_directory(parent) {
         Err(e) if e.kind() != io::ErrorKind::PermissionDenied => return Err(cannot_open(e)),
         other => other,
@@ -198,8 +197,8 @@ fn make(path: &Path, access: Access, moment: Moment) -> Result<Bound, Reason> {
     }
 }
 
-/// Gives the socket just made at `path`, which is `file`, its owner and what it
-/// lacks of its permissions, and listens.
+/// Gives the new socket at `path`, which is `file`, its owner and its missing
+/// permissions, and listens.
 fn open_to_controllers(
     path: &Path,
     access: Access,
@@ -218,7 +217,7 @@ fn open_to_controllers(
         set_mode(access.mode)?;
     }
     if let Some((user, group)) = access.owner.filter(|owner| *owner != (found.uid(), found.gid())) {
-        // The one may be permitted where both are not.
+        // One may be permitted even if both are not.
         let given = os::set_owner(&handle, Some(user), Some(group))
             .or_else(|_| os::set_owner(&handle, None, Some(group)));
         if given.is_err() && found.gid() != group {
@@ -229,9 +228,9 @@ fn open_to_controllers(
     Ok(handle)
 }
 
-/// Between finding a dead socket and replacing it another server must not do
-/// the same. Whether a dead one may be replaced now. For a path that is free bind(2)
-/// itself sees to that.
+/// Locks out other servers between finding a dead socket and replacing it. Returns
+/// whether a dead one may be replaced now. For a free path bind(2) itself ensures that
+/// only one server gets it.
 fn lock(directory: &File, moment: Moment) -> bool {
     let tries = match moment {
         Moment::Start => LOCK_TRIES,
@@ -251,7 +250,7 @@ fn lock(directory: &File, moment: Moment) -> bool {
 }
 
 /// None if there is nothing at `path`; an error if it is not a dead socket. As long
-/// as the file is open no other one can have its inode.
+/// as the file is open no other file can have its inode.
 fn find_dead_socket(path: &Path) -> Result<Option<(FileId, File)>, Reason> {
     let failed = |e| Reason::Failed(Step::LookAtPath, e);
     let file = match os::open_path(path) {
