@@ -1,22 +1,22 @@
-//! What the controllers can have been told, and when the server was surely
+//! Which replies the controllers can have had, and when the server was surely
 //! paused: an oracle that knows what the protocol promises, and nothing of how
 //! the filter keeps it. It judges what has happened to a real server, where times
 //! are known roughly (the soak), and to the core alone, where they are known
 //! exactly (the core's tests, and the fuzz target).
 //!
-//! Of each command it knows when it was sent and when its reply had come. At
+//! For each command it knows when it was sent and when its reply had come. At
 //! some moment in between it was carried out; commands of one connection in
 //! their order, those of several in any order that these times allow. What is
 //! right in one such order is right. So two questions decide everything: *can*
 //! this have been between those two, and *must* it have been? (A command that
 //! was sent, and did not queue behind others, before a second controller even
-//! connected is heard before all that one says.)
+//! connected comes before anything that one sends.)
 //!
 //! | command | reply | right if |
 //! |---|---|---|
 //! | `r` | `R` | always |
 //! | `p` `+` | `P` `+` | the plugin was idle for a moment, and no `r` must have come before that |
-//! | `p` `+` | `X` | an `r` of another, a timeout, SIGTERM or a flush that failed can have come while it waited, or such a failure was not told yet |
+//! | `p` `+` | `X` | an `r` of another, a timeout, SIGTERM or a flush that failed can have come while it waited, or such a failure was not reported yet |
 //! | `+` | `X` | 32 others can have had a hold |
 //! | `+` | `+` | no 32 others must have had one |
 //! | `-` | `-` | there is a hold, and no `r` and no timeout must have come since its `+` |
@@ -24,17 +24,17 @@
 //! | `?` | `H` | with pause-hold, and nothing else then |
 //! | any other | `X` | always; `+` and `-` are such without pause-hold |
 //!
-//! A timeout comes so long after the gate was closed. Who closed it? The first
+//! A timeout counts from when the gate was closed. What closed it? The first
 //! `p` or `+` of a stretch of time without a moment at which nobody can have
-//! wanted it closed (`earliest`). Where one is known to have found it closed,
-//! it was closed no later than that one knows (`latest`).
+//! wanted it closed (`earliest`). If a command is known to have found it closed,
+//! it was closed no later than that (`latest`).
 //!
 //! From the reply `P` or `+` on the server is *surely paused*, until something
 //! is sent that may end that very pause or hold: any `r`; for a hold its `-` and
 //! the end of its connection; or until the timeout or SIGTERM may come. It is not
 //! sure at all if an `r` or SIGTERM was under way together with the command.
-//! SIGTERM ends a pause where a request waits that may not be dropped, and where
-//! none does, it need not.
+//! SIGTERM ends a pause if a request waits that must not be dropped; if none does,
+//! it need not.
 
 #![allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
@@ -46,8 +46,8 @@ const MOST_HOLDS: usize = 32;
 
 /// A moment: the time since the beginning, and how long the log of requests was then.
 ///
-/// Who takes one before something has one that isn't later, in both; who takes
-/// one after it has one that isn't earlier.
+/// One taken before something is no later than that, in both; one taken after it is
+/// no earlier.
 #[derive(Clone, Copy, Debug)]
 pub struct Mark {
     /// Since the beginning.
@@ -181,7 +181,7 @@ pub struct Model<'a> {
     rules: Rules,
     /// When SIGTERM was sent at the earliest.
     terminated: Mark,
-    /// From when to when a loss was not told to anybody.
+    /// From when to when a loss was not reported to anyone.
     losses: Vec<(Duration, Duration)>,
     resumes: Vec<Step<'a>>,
     closings: Vec<Closing<'a>>,
@@ -213,8 +213,8 @@ impl<'a> Model<'a> {
         model
     }
 
-    /// A flush has failed, or writes were lost, at the first of these times, and had
-    /// not been told to anybody before the second. No pause was to be had in between.
+    /// A flush failed, or writes were lost, at the first of these times, and no
+    /// controller knew before the second. In between no pause could take effect.
     pub fn had_losses(&mut self, losses: Vec<(Duration, Duration)>) {
         self.losses = losses;
     }
@@ -555,7 +555,7 @@ mod tests {
             ("+ 0 1 +, - 3 4 -", &[(1, 3)]),
             ("+ 0 1 +, close 5", &[(1, 5)]),
             ("+ 0 1 +, - 3 4 - | + 2 3 +, close 7", &[(1, 3), (3, 7)]),
-            // Until the timeout can come, counted from who can have closed the gate.
+            // Until the timeout can come, counted from the first that can have closed the gate.
             ("p 2 4 P | p 0 5 P", &[(4, 10), (5, 10)]),
             ("p 0 1 P, r 2 3 R, p 4 5 P", &[(1, 2), (5, 14)]),
             ("p 0 1 P | p 12 13 P", &[(1, 10), (13, 22)]),

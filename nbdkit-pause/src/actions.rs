@@ -1,5 +1,5 @@
-//! What `run`, `pause` and `resume` do, in which order. How to pause and resume
-//! many servers at once is in `session`.
+//! What `run`, `pause` and `resume` do, and in which order. `session` knows how to
+//! pause and resume many servers at once.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -18,13 +18,12 @@ use crate::target::{How, Target};
 /// in trouble.
 const RESUME: Duration = Duration::from_secs(10);
 
-/// A command that was told to end has this long to clean up while the servers
-/// are still paused. It may never end: it may hang in a read from a disk that
-/// is paused.
+/// A command that got a signal has this long to clean up while the servers are
+/// still paused. It may never end: it may hang in a read from a paused disk.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// timeout(1) sends its signal to us, and then to our process group. What comes
-/// again within this time is no other one.
+/// timeout(1) sends its signal to us, and then to our process group. The same signal
+/// within this time counts as one.
 const ONE_SIGNAL: Duration = Duration::from_secs(1);
 
 /// Pauses the servers, runs the command, resumes the servers. Returns how the
@@ -44,8 +43,7 @@ pub fn run(report: &Report, options: Options, words: &[OsString]) -> Result<Exit
     accompany(&mut session, &mut command)
 }
 
-/// Watches over the servers from the start of the command to its end, and
-/// resumes them.
+/// Watches the servers from the start of the command to its end, and resumes them.
 fn accompany(session: &mut Session, command: &mut Command) -> Result<ExitStatus, Error> {
     let report = session.report;
     let mut runs = false;
@@ -101,7 +99,7 @@ fn accompany(session: &mut Session, command: &mut Command) -> Result<ExitStatus,
     Err(Error::Torn)
 }
 
-/// What the command was told by signals.
+/// The signals that the command got.
 #[derive(Default)]
 struct Told {
     /// The last one, and when it came.

@@ -1,15 +1,15 @@
-//! The command that `run` is given. Its process is made before any server is
-//! connected to, and executes the program when it is given the word. So whatever
-//! keeps the program from being loaded, such as a disk that is paused, keeps that
-//! process alone waiting; and if this program is killed, that process has nothing
-//! of a connection to a server. When to give the word is up to `actions`.
+//! The command that `run` executes. Its process starts before the helper connects to
+//! any server, and executes the program when it gets the word. So whatever blocks
+//! loading the program, such as a paused disk, blocks that process alone; and if the
+//! helper is killed, that process holds no connection to a server. `actions` decides
+//! when to give the word.
 //!
 //! A signal for the helper's process group is for the command, too, and the helper
 //! passes on what it gets. So that one such signal does not reach the command twice,
-//! it has a process group of its own, and gets all signals from the helper. But in
-//! the foreground of a terminal it stays in the helper's group: in another one, it
+//! it has its own process group, and gets all signals from the helper. But in the
+//! foreground of a terminal it stays in the helper's group: in another one, it
 //! could not read from the terminal, and Ctrl-Z would not stop it. There the helper
-//! looks whether the group has the signal before it passes it on.
+//! checks whether the group has the signal before it passes it on.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -42,8 +42,8 @@ pub struct Command {
 }
 
 impl Command {
-    /// Makes the process. Call this before signals are caught or blocked, since the
-    /// command inherits what is done about them.
+    /// Starts the process. Call this before catching or blocking signals, since the
+    /// command inherits that.
     pub fn prepare(words: &[OsString]) -> Result<Self, Error> {
         let (program, arguments) = words.split_first().ok_or(Error::NoCommand)?;
         let (ours, its) = UnixStream::pair().map_err(Error::NoProcess)?;
@@ -69,7 +69,7 @@ impl Command {
         }
     }
 
-    /// Whether the program is executed by now, or the process has ended before that.
+    /// Whether the program runs by now, or the process has ended before that.
     ///
     /// # Errors
     /// The program can't be executed. Then the process ends.
@@ -96,8 +96,8 @@ impl Command {
         self.word.as_ref().map(AsFd::as_fd)
     }
 
-    /// How it has ended, if it has. It is not to be called again then, nor `signal`:
-    /// until here, its process id can't become another's.
+    /// How it has ended, if it has. Then don't call this or `signal` again: from here
+    /// on, another process can have its id.
     pub fn try_wait(&self) -> io::Result<Option<ExitStatus>> {
         let ended = waitpid(Some(self.pid), WaitOptions::NOHANG)?;
         Ok(ended.map(|(_, status)| ExitStatus::from_raw(status.as_raw())))
@@ -129,8 +129,8 @@ impl Command {
 
 impl Drop for Command {
     fn drop(&mut self) {
-        // A process that waits for the word, or has failed to execute the program, is
-        // not left to an init that may not look after it. It ends at once.
+        // Don't leave a process that waits for the word, or has failed to execute the
+        // program, to an init that may not reap it. It ends at once.
         let is_there = || matches!(waitpid(Some(self.pid), WaitOptions::NOHANG), Ok(None));
         if self.word.is_some() && is_there() {
             let _ = kill_process(self.pid, Signal::KILL);
@@ -150,7 +150,7 @@ fn is_in_foreground() -> bool {
     File::open("/dev/tty").is_ok_and(|terminal| tcgetpgrp(&terminal) == Ok(getpgrp()))
 }
 
-/// Waits for the word, and then becomes `command`. Returns if that is not to be.
+/// Waits for the word, and then becomes `command`. Returns if that fails.
 fn execute(mut word: UnixStream, command: &mut process::Command) -> i32 {
     if word.read_exact(&mut [0]).is_err() {
         return NO_WORD;

@@ -1,5 +1,4 @@
-//! How a pause can end at one server, and what to say of it. What ends it is in
-//! `target`.
+//! How a pause can end at one server, and what to say about it. `target` ends it.
 
 use std::time::Duration;
 
@@ -10,15 +9,15 @@ use crate::trouble::Trouble;
 /// How a pause has ended at one server.
 #[derive(Debug)]
 pub enum Ending {
-    /// Nothing had been asked for.
+    /// We had asked for nothing.
     Untouched,
     /// The request for a hold ended with its connection.
     Withdrawn,
-    /// The hold was in force without a break for so long.
+    /// The hold was in force for this long, uninterrupted.
     Covered(Duration),
-    /// `r` was answered, so long after the pause if it was ours.
+    /// The server answered `r`, this long after the pause if it was ours.
     Resumed(Option<Duration>),
-    /// The hold had a break: `-` was refused.
+    /// The hold was interrupted: the server refused `-`.
     Broken,
     /// The hold has ended early, with its connection: the server has closed it, or
     /// we have, because of a reply that makes no sense.
@@ -26,7 +25,7 @@ pub enum Ending {
     /// Unknown: the connection has ended, which ends no pause by `p`, but perhaps
     /// the server has ended, too. The pause is still to be undone.
     Cut(Trouble),
-    /// `r` was answered, on another connection than the one that ended early.
+    /// The server answered `r`, on another connection than the one that ended early.
     ResumedAnew,
     /// Unknown, as there was no good answer to `-`. We have closed the connection,
     /// which ends the hold.
@@ -36,8 +35,8 @@ pub enum Ending {
 }
 
 impl Ending {
-    /// Whether the server runs again, and its pause has had no break as far as
-    /// anybody can know.
+    /// Whether the server runs again, and nothing interrupted its pause as far as
+    /// anyone can know.
     pub fn is_good(&self) -> bool {
         matches!(
             self,

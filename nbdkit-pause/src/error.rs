@@ -1,5 +1,5 @@
-//! What stops the program. `status` has the exit status of each error. What is
-//! wrong with one server alone is a `Trouble`.
+//! Errors that stop the program. `status` has the exit status of each. What is wrong
+//! with a single server is a `Trouble`.
 
 use std::error;
 use std::fmt;
@@ -26,7 +26,7 @@ pub enum Error {
     NoCommand,
     /// This command could not be started.
     NotStarted(PathBuf, io::Error),
-    /// The system does not tell how this command has ended.
+    /// We can't find out how this command ended.
     EndMissed(PathBuf, io::Error),
     /// The pause did not last for the whole of the command.
     Torn,

@@ -1,6 +1,6 @@
 //! A connection to a server's control socket: one byte out, one byte in, and
-//! no call waits. What can go wrong is a `Trouble`. Which commands to send, and
-//! when, is up to `target`.
+//! no call waits. What can go wrong is a `Trouble`. `target` decides which commands
+//! to send, and when.
 
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};

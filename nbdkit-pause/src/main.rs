@@ -3,17 +3,17 @@
 //! filter, and knows nothing else of nbdkit.
 //!
 //! One thread waits for everything at once (poll(2)): servers, signals, the
-//! command. So nothing it waits for can keep it from resuming. What can take for
-//! ever, to load the command's program and to write to standard error, is done by
-//! processes of their own.
+//! command. So nothing it waits for can keep it from resuming. What can take forever,
+//! loading the command's program and writing to standard error, happens in processes
+//! of their own.
 //!
 //! | module | what lives there |
 //! |---|---|
 //! | [`args`] | the command line |
-//! | [`actions`] | what `run`, `pause` and `resume` do, in which order |
+//! | [`actions`] | what `run`, `pause` and `resume` do, and in which order |
 //! | [`session`] | all servers of a run: asks all, waits for all, resumes all |
 //! | [`target`] | one of these servers: what is in force there, and what undoes it |
-//! | [`ending`] | how a pause can end, and what to say of it |
+//! | [`ending`] | how a pause can end, and what to say about it |
 //! | [`command`] | the command's process |
 //! | [`link`] | a connection to a control socket |
 //! | [`trouble`] | what can be wrong with one server |

@@ -1,10 +1,10 @@
-//! How the program speaks: lines on standard error, each with the time since the
+//! The program's messages: lines on standard error, each with the time since the
 //! start. The modules that call it know what to say.
 //!
-//! A write to standard error can take for ever: it may be a pipe that nobody reads,
+//! A write to standard error can block forever: it may be a pipe that nobody reads,
 //! a terminal that is stopped, or a file on the very disk that is paused, and poll(2)
-//! does not tell of the last. So another process writes, and takes the lines from a
-//! socket. What the socket has no room for is counted.
+//! does not show the last. So another process writes, and takes the lines from a
+//! socket. Lines that the socket has no room for are counted.
 
 use std::cell::Cell;
 use std::fmt::{self, Display};
@@ -35,13 +35,13 @@ const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// What is longer is cut off. A path has 4096 bytes at most.
 const LONGEST_LINE: usize = 1 << 16;
 
-/// Says things, and when after the start it says them.
+/// Prints messages, with the time since the start.
 pub struct Report {
     start: Instant,
     /// To the process that writes. It keeps lines apart.
     lines: OwnedFd,
     writer: Pid,
-    /// So many lines were not taken.
+    /// How many lines were dropped.
     unsaid: Cell<usize>,
 }
 
@@ -94,8 +94,8 @@ impl Report {
         send(&self.lines, line.as_bytes(), flags).is_ok()
     }
 
-    /// Waits until there is room for what is to be said, but not for long. Call it
-    /// only when nothing is paused.
+    /// Waits until there is room for another line, but not for long. Call it only
+    /// when nothing is paused.
     pub fn make_room(&self) {
         if self.unsaid.get() > 0 {
             self.wait_for(PollFlags::OUT);
@@ -103,8 +103,8 @@ impl Report {
         }
     }
 
-    /// Waits until all is said, but not for long. What is left then is said after
-    /// the end of this program, if ever it can be.
+    /// Waits until everything is printed, but not for long. The rest is printed after
+    /// the end of this program, if that is ever possible.
     pub fn finish(self) {
         self.make_room();
         let _ = shutdown(&self.lines, Shutdown::Write);

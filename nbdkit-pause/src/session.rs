@@ -1,6 +1,6 @@
 //! All servers of a run together: asks all of them to pause and then waits for
-//! all, resumes all and then waits for all, and says how it went. Each server on
-//! its own is a `Target`; what happens while they are paused is in `actions`.
+//! all, resumes all and then waits for all, and reports the result. Each single
+//! server is a `Target`; `actions` knows what to do while they are paused.
 
 use std::collections::HashMap;
 use std::fs;
@@ -127,8 +127,8 @@ impl<'a> Session<'a> {
     }
 
     /// Resumes all servers, and returns when they have answered, or after
-    /// `timeout`. Returns true if all have resumed, and their pauses have had no
-    /// break as far as anybody can know.
+    /// `timeout`. Returns true if all have resumed, and nothing interrupted their
+    /// pauses as far as anyone can know.
     pub fn resume(&mut self, timeout: Duration) -> bool {
         let limit = Limit::new(timeout);
         // Undo it everywhere first.
@@ -176,7 +176,7 @@ impl<'a> Session<'a> {
         let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
         match poll(&mut fds, limit.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
-            // The system may be out of memory. The caller goes on all the same.
+            // The system may be out of memory. The caller goes on anyway.
             Err(_) => thread::sleep(RETRY),
         }
     }
@@ -198,7 +198,7 @@ fn say_paused(report: &Report, target: &Target) {
     ));
 }
 
-/// Says how it ended with `target`. Returns false if that was not well.
+/// Says how it ended with `target`. Returns false if that was bad.
 fn note(report: &Report, target: &Target, ending: &Ending) -> bool {
     ending.say(report, target);
     ending.is_good()

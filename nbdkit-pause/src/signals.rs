@@ -1,6 +1,6 @@
 //! Turns signals into something to poll: those that ask this program to end, and
-//! the one that tells of the command's end. What to do about a signal is up to
-//! `actions` and `session`.
+//! the one that reports the command's end. `actions` and `session` decide what to do
+//! about a signal.
 
 use std::fs;
 use std::io;
@@ -22,8 +22,8 @@ pub const ENDING: &[c_int] = &[SIGINT, SIGTERM, SIGHUP, SIGQUIT];
 pub struct Signals(OwnedFd);
 
 impl Signals {
-    /// Takes in `signals`, and SIGCHLD, and no others, whatever whoever started this
-    /// program has blocked.
+    /// Takes in `signals` and SIGCHLD, and no others, even if they were blocked when
+    /// this program started.
     ///
     /// # Errors
     /// The system has no file descriptors left.

@@ -1,10 +1,10 @@
 //! One server that this run pauses or resumes, through its control socket: what
 //! is in force there at each moment, and so what it takes to undo it. Nothing
-//! here waits. What several servers need together is in `session`.
+//! here waits. `session` handles several servers together.
 //!
-//! A server that has holds says so (`H`) when it is asked (`?`). From such a one we
-//! ask for a *hold* (`+`, given back with `-`): it ends with this program, however
-//! that ends, and the reply to `-` tells whether the pause had a break. If it
+//! A server that has holds says so (`H`) when we ask (`?`). From such a server we
+//! take a *hold* (`+`, released with `-`): it ends with this program, however that
+//! ends, and the reply to `-` says whether the pause lasted. If the server
 //! refuses the hold, it is not paused: a `p` would override the operator's `r`, and
 //! the `r` after it would end everybody else's holds. A server without holds, such
 //! as one with the filter that nbdkit ships, is paused with `p` and resumed with
@@ -44,7 +44,7 @@ pub enum How {
     Plain,
 }
 
-/// What we have sent last, and what is in force at the server:
+/// What we sent last, and what is in force at the server:
 ///
 /// | stage | sent, not answered | in force |
 /// |---|---|---|
@@ -184,7 +184,7 @@ impl Target {
 
     /// Looks whether the pause has ended while the command runs. A server sends
     /// nothing unasked, so all that can come is the end of the connection. It ends
-    /// a hold. A pause may last, and is still to be undone, but nobody can know
+    /// a hold. A pause may last, and still needs undoing, but we can't know
     /// whether it has lasted: the server may have ended, too.
     pub fn watch(&mut self) -> Option<Ending> {
         if !self.is_paused() || self.link.is_none() {

@@ -1,5 +1,5 @@
-//! What can be wrong with one server, and what a person can do about it. What
-//! stops the whole program is an `Error`.
+//! What can be wrong with one server, and what to do about it. What stops the whole
+//! program is an `Error`.
 
 use std::error;
 use std::fmt;

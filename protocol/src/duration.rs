@@ -1,16 +1,16 @@
 //! A duration as a person writes it: `30` and `1.5` are seconds, `500ms` and
-//! `1.5ms` are milliseconds. What zero means is up to the caller.
+//! `1.5ms` are milliseconds. The caller decides what zero means.
 
 use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-/// Why a text is not accepted as a duration.
+/// Why a text is not a duration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DurationError {
     /// It is not a plain decimal number, alone or followed by `ms`.
     Malformed,
-    /// It has more seconds or milliseconds than a [`Duration`] can be made of.
+    /// It has more seconds or milliseconds than a [`Duration`] can hold.
     TooLong,
     /// It is not zero, but less than a nanosecond: the clock would take it for
     /// zero, which may mean the opposite.
@@ -18,7 +18,7 @@ pub enum DurationError {
 }
 
 /// Parses seconds, or milliseconds if `ms` follows. Both may have a fraction;
-/// what is left of it beyond a nanosecond is cut off.
+/// anything beyond a nanosecond is cut off.
 ///
 /// # Errors
 /// The text is not such a number, or the clock can't measure it.

@@ -1,7 +1,7 @@
 //! What the filter and `nbdkit-pause` must agree on: the bytes of the control
 //! protocol, the longest path of its socket, and how a person writes a
-//! duration. What the filter does about a command is in its `control`; which
-//! command the helper sends when is in its `target`.
+//! duration. The filter's `control` carries out commands; the helper's `target`
+//! decides which to send when.
 
 mod duration;
 
@@ -13,19 +13,19 @@ pub const LONGEST_SOCKET_PATH: usize = 107;
 
 /// What a controller asks for.
 pub mod command {
-    /// Pause, until anybody resumes.
+    /// Pause, until anyone resumes.
     pub const PAUSE: u8 = b'p';
-    /// Resume, whoever paused.
+    /// Resume, no matter who paused.
     pub const RESUME: u8 = b'r';
-    /// Pause, for as long as this connection wants.
+    /// Pause, until this connection releases its hold.
     pub const HOLD: u8 = b'+';
-    /// This connection wants its hold no longer.
+    /// Release the hold of this connection.
     pub const LET_GO: u8 = b'-';
     /// Does this server have holds? It changes nothing.
     pub const ASK: u8 = b'?';
 }
 
-/// What a controller is told.
+/// What the server replies.
 pub mod reply {
     /// Paused, and no request is in flight.
     pub const PAUSED: u8 = b'P';
