@@ -4,46 +4,17 @@
 
 use super::*;
 
-/// A parameter, what its refusal says beside the parameter itself, and values.
-const REFUSED: [(&str, &str, &[&str]); 4] = [
-    (
-        "pause-mode",
-        "octal",
-        &["", "8", "0800", "1000", "7777", "00600", "0o600", "-1", "+600", "rw", "600 "],
-    ),
-    ("pause-hold", "", &["", "maybe", "2", "+", "-"]),
-    ("pause-flush", "", &["", "maybe", "2", "-1", "tru", "true ", "ja"]),
-    (
-        "pause-timeout",
-        "500ms",
-        &[
-            "",
-            "-1",
-            "+1",
-            "1s",
-            "1m",
-            "30 ",
-            " 30",
-            "1e3",
-            "inf",
-            "nan",
-            "never",
-            "ms",
-            ".",
-            ".5",
-            "1.",
-            "1,5",
-            "1.2.3",
-            "0x10",
-            "500MS",
-            "99999999999999999999999",
-        ],
-    ),
-];
-
+/// Which values make sense is tested where they are read, but for truth values: those
+/// nbdkit reads.
 #[test]
 fn a_value_that_makes_no_sense_is_refused_by_name_with_what_would() {
-    for (parameter, right, values) in REFUSED {
+    let truth = ["", "maybe", "2", "-1", "tru", "true ", "ja", "+", "-"].as_slice();
+    for (parameter, right, values) in [
+        ("pause-mode", "octal", ["8"].as_slice()),
+        ("pause-timeout", "500ms", &["1s"]),
+        ("pause-hold", "", truth),
+        ("pause-flush", "", truth),
+    ] {
         for value in values {
             let parameter = format!("{parameter}={value}");
             Setup::in_memory().with(&parameter).refused(&[&parameter, right]);

@@ -10,13 +10,11 @@ fn limited() -> Setup {
 
 dialogues! {
     limited() => {
+        /// Each new pause has a deadline of its own.
         the_gate_opens_by_itself_that_long_after_it_closed_however_it_was_asked_for:
-            "A:p=P expires A:+=+ expires";
+            "A:p=P wait:400 A:r=R A:p=P expires A:+=+ expires";
         a_pause_outlives_its_connection_and_ends_in_time_all_the_same:
             "A:p=P A.half-closes A.is-closed expires";
-        each_new_pause_has_a_deadline_of_its_own:
-            "A:p=P wait:400 A:r=R A:p=P wait:400 A:r=R A:p=P wait:400 A:r=R A:p=P expires"
-            "A:p=P expires";
         a_pause_that_is_ended_in_time_is_not_ended_again:
             "A:pr=PR A:+-=+- wait:900 told:0:pause-timeout:_";
         /// Without -v, so that only errors are seen.
@@ -24,14 +22,14 @@ dialogues! {
             "A:p=P says:pause-timeout:_ told:1:pause-timeout:_ errors:1 told:1:600ms";
         a_hold_that_ran_out_of_time_is_answered_x_when_it_is_given_back:
             "A:+=+ expires A:-=X A:+-=+-";
+        held_requests_go_on_in_the_end: "A:p=P sends sends sends expires";
     }
     Setup::obedient().holds().limited() => {
         a_drain_that_runs_into_it_is_over_and_its_p_is_answered_x:
-            "reading A:p B:+ C:p heard expires ABC:=X errors:1 told:1:pause-timeout:_"
-            "told:1:600ms B:-=X";
-        /// As under a plugin that never returns.
-        a_drain_that_runs_into_it_again_and_again_is_over_each_time:
-            "reading A:p heard held expires A:=X A:+ heard held expires A:=X";
+            "reading A:p B:+ C:p heard held expires ABC:=X errors:1 told:1:pause-timeout:_"
+            "told:1:600ms B:-=X"
+            // Again, as under a plugin that never returns.
+            "A:+ heard held expires A:=X";
     }
     Setup::obedient().flushes().limited() => {
         a_flush_that_runs_into_it_is_over_and_its_p_is_answered_x:
@@ -40,25 +38,10 @@ dialogues! {
 }
 
 #[test]
-fn held_requests_of_all_clients_go_on_in_the_end() {
-    let mut stage = Stage::on(limited());
-    let mut clients = [(); 3].map(|()| Client::connect(&stage.server));
-    stage.play("A:p=P");
-    let mut held = Vec::new();
-    for (client, first) in clients.iter_mut().zip([1, 11, 21]) {
-        held.extend((first..first + 10).map(|block| client.send(Write(block * 512, 7))));
-    }
-    stage.play("expires");
-    for (client, held) in clients.iter_mut().zip(held.chunks(10)) {
-        held.iter().for_each(|&ticket| _ = client.goes_on(ticket));
-    }
-    assert!(stage.server.disk()[512..31 * 512].iter().all(|&byte| byte == 7));
-}
-
-#[test]
 fn another_p_or_hold_does_not_move_the_deadline() {
-    let mut stage = Stage::on(limited());
-    for line in ["A:p=P", "A:+=+"] {
+    let mut stage = Stage::on(Setup::obedient().holds().limited());
+    // The last one is a drain, which is answered by nothing but an X.
+    for line in ["A:p=P", "A:+=+", "reading A:p"] {
         let since = Instant::now();
         stage.play(line);
         let held = stage.client().send(WRITE);
@@ -66,84 +49,33 @@ fn another_p_or_hold_does_not_move_the_deadline() {
         while stage.client().reply_within(held, LIMIT / 20).is_none() {
             // More often than the limit: it would never end.
             assert!(since.elapsed() < LIMIT + PROMPT, "the deadline moves");
-            stage.play("B:p=P C:+=+").play(line);
+            stage.play("B:p C:+ heard");
             asked += 1;
         }
         assert!(since.elapsed() >= LIMIT);
         assert!(asked >= 2, "{asked}: this proves nothing");
-        stage.play("A:r=R");
+        stage.play("D:r=R");
     }
-}
-
-#[test]
-fn another_p_does_not_move_the_deadline_of_a_drain() {
-    let mut stage = Stage::on(Setup::obedient().holds().limited());
-    stage.play("reading");
-    let since = Instant::now();
-    stage.play("A:p");
-    let mut others = Vec::new();
-    while stage.controller('A').reply_within(LIMIT / 20).unwrap().is_none() {
-        assert!(since.elapsed() < LIMIT + PROMPT, "the deadline moves");
-        let mut other = stage.server.controller();
-        other.send(if others.len() % 2 == 0 { b"p" } else { b"+" });
-        others.push(other);
-    }
-    assert!(since.elapsed() >= LIMIT);
-    assert!(others.len() >= 2, "{}: this proves nothing", others.len());
-    others.iter_mut().for_each(|other| other.expect("X"));
-}
-
-/// A write that is sent now is carried out, but not earlier than `limit` after `since`.
-fn expect_flow_after(client: &mut Client, since: Instant, limit: Duration) {
-    let ticket = client.send(WRITE);
-    let reply = client.reply_within(ticket, limit + PROMPT).expect("the pause ends by itself");
-    reply.expect("success");
-    assert!(since.elapsed() >= limit, "the pause has ended after {:?}", since.elapsed());
-}
-
-#[test]
-fn seconds_with_and_without_a_fraction_and_milliseconds_are_accepted() {
-    for (value, millis) in
-        [("1", 1000), ("0.5", 500), ("1.5", 1500), ("500ms", 500), ("500.5ms", 500)]
-    {
-        let server = Setup::in_memory().with(&format!("pause-timeout={value}")).start();
-        let mut client = Client::connect(&server);
-        let since = Instant::now();
-        server.controller().pause();
-        expect_flow_after(&mut client, since, Duration::from_millis(millis));
-    }
+    stage.play("A:=X");
+    stage.end();
 }
 
 #[test]
 fn no_limit_and_a_far_one_leave_a_pause_in_force() {
-    let values = ["0", "0ms", "0.0", "30", "30000ms", "9999999999", "9999999999999999999ms"];
-    let with = values.map(|value| Setup::in_memory().with(&format!("pause-timeout={value}")));
-    let stages: Vec<_> = with
-        .into_iter()
-        .chain([Setup::in_memory()])
-        .map(|setup| {
-            let mut stage = Stage::on(setup);
-            stage.play("A:p=P sends");
-            stage
-        })
-        .collect();
-    thread::sleep(Duration::from_secs(1));
-    for mut stage in stages {
-        stage.play("still A:r=R flow");
-    }
+    let values = ["0", "30", "30000ms", "9999999999", "9999999999999999999ms"];
+    let setups = values.map(|value| Setup::in_memory().with(&format!("pause-timeout={value}")));
+    together(setups.into_iter().chain([Setup::in_memory()]), |setup| {
+        play(setup, "A:p=P sends wait:1000 still A:r=R flow");
+    });
 }
 
 #[test]
 fn a_busy_server_opens_in_time_too() {
-    let server = Setup::with_disk(16).limited().start();
+    let mut stage = Stage::on(Setup::with_disk(16).limited());
     let load = ["--rw=randrw", "--iodepth=16", "--size=16M", "--time_based", "--runtime=300"];
-    let mut load = clients::fio(&server, &load);
-    let mut client = Client::connect(&server);
-    let mut controller = server.controller();
+    let mut load = fio(&stage.server, &load);
     for _ in 0..3 {
-        let since = Instant::now();
-        controller.pause();
-        expect_flow_after(&mut client, since, LIMIT);
+        stage.play("A:p=P expires");
         assert!(load.is_running(), "{}", load.stderr());
     }
 }
