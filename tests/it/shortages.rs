@@ -47,33 +47,23 @@ fn without_a_thread_to_flush_a_pause_is_refused_and_the_next_one_works() {
 
 #[test]
 fn clients_that_nbdkit_has_no_threads_for_harm_no_other_and_no_pause() {
-    let server = Setup::in_memory().under_a_mere_user().options(&[ONE_THREAD]).start();
-    server.threads_at_rest();
-    let at_rest = descriptors(server.pid());
-    let mut client = Client::connect(&server);
-    client.ask(READ);
-    for is_paused in [false, true] {
-        let mut controller = server.controller();
-        if is_paused {
-            controller.pause();
-        }
-        server.limit(NO_MORE_THREADS);
-        let mut refused = UnixStream::connect(server.socket()).unwrap();
+    let mut stage = Stage::on(Setup::in_memory().under_a_mere_user().options(&[ONE_THREAD]));
+    stage.play("goes is-gone");
+    let at_rest = descriptors(stage.server.pid());
+    for before in ["read A:r=R", "A:p=P"] {
+        stage.play(before).server.limit(NO_MORE_THREADS);
+        let mut refused = UnixStream::connect(stage.server.socket()).unwrap();
         refused.set_read_timeout(Some(GENEROUS)).unwrap();
         // What nbdkit does with it is nbdkit's affair.
         let _ = refused.read(&mut [0; 512]);
         drop(refused);
-        controller.pause();
-        let held = client.held(WRITE);
-        controller.resume();
-        client.goes_on(held);
-        threads_again(&server);
-        Client::connect(&server).leave();
+        stage.play("A:p=P held A:r=R flow");
+        threads_again(&stage.server);
+        Client::connect(&stage.server).leave();
     }
-    client.leave();
-    server.threads_at_rest();
-    eventually("nothing is kept", GENEROUS, || descriptors(server.pid()) == at_rest);
-    server.stop();
+    stage.play("A.closes goes is-gone");
+    eventually("nothing is kept", GENEROUS, || descriptors(stage.server.pid()) == at_rest);
+    stage.end();
 }
 
 // No descriptors.

@@ -5,36 +5,27 @@ use super::*;
 
 /// Starts a server, and stops it in one of many states.
 fn start_and_stop(number: usize) {
-    let server = Setup::in_memory().start();
-    let pid = server.pid();
+    let mut stage = Stage::on(Setup::in_memory());
+    let pid = stage.server.pid();
     match number % 4 {
+        1 => _ = stage.play("goes"),
+        3 => _ = stage.play("A:pr write A.closes"),
         // Half of them while they are paused and hold requests.
-        0 | 2 => {
-            let mut client = Client::connect(&server);
-            let mut controller = server.controller();
-            controller.pause();
-            let held = ONE_OF_EACH.map(|request| client.send(request));
-            client.all_read_by_server();
-            server.terminate();
+        _ => {
+            stage.play("A:p=P");
+            let held = ONE_OF_EACH.map(|request| stage.client().send(request));
+            stage.client().all_read_by_server();
+            stage.play("term");
             for ticket in held {
                 // One that comes too late for that is not dropped.
-                assert!(client.reply_within(ticket, PROMPT).is_some());
+                assert!(stage.client().reply_within(ticket, PROMPT).is_some());
             }
-            let stays = (number % 8 != 2).then_some(controller);
-            drop(client);
-            server.ended(PROMPT).well();
-            drop(stays);
-        }
-        1 => _ = server.stop(),
-        _ => {
-            let mut client = Client::connect(&server);
-            let mut controller = server.controller();
-            controller.send(b"pr");
-            client.ask(WRITE);
-            drop(client);
-            server.stop();
+            if number % 8 == 2 {
+                stage.play("A.closes");
+            }
         }
     }
+    stage.end();
     assert!(!is_alive(pid));
 }
 
@@ -60,43 +51,30 @@ fn a_server_that_served_many_clients_keeps_nothing_of_them() {
 /// Our thread has ended, and the control socket is gone, before the filter above
 /// ours is unloaded, which is the next thing that nbdkit does; and long before the
 /// process ends, which would end every thread.
-fn our_thread_ends_before_unload_returns_after(end: impl FnOnce(&Server)) {
+#[test]
+fn our_thread_ends_before_unload_returns_also_while_paused_with_controllers_and_held_requests() {
     let calls = "trace=exit,exit_group,unlink,unlinkat,write,writev";
-    let server = Setup::in_memory()
-        .verbose()
-        .above("nofilter", &[])
-        .under(&["strace", "-f", "-s", "100", "-e", calls, "-o", "trace"])
-        .start();
-    let (ours, server_itself) = (server.control_thread(), server.pid());
-    end(&server);
-    let trace = fs::read_to_string(server.ended(GENEROUS).well().path("trace")).unwrap();
-    // Each line is a thread id and what it did.
-    let position = |tid: u32, call: &str, on: &str| {
-        let is_it = |line: &str| {
-            let (who, what) = line.split_once(' ').unwrap();
-            who == tid.to_string() && what.trim().starts_with(call) && what.contains(on)
+    for line in ["goes term", "B:r=R A:p=P held term dropped goes A.is-closed B.is-closed"] {
+        let setup = Setup::in_memory().verbose().above("nofilter", &[]);
+        let strace = ["strace", "-f", "-s", "100", "-e", calls, "-o", "trace"];
+        let mut stage = Stage::on(setup.under(&strace));
+        let (ours, server_itself) = (stage.server.control_thread(), stage.server.pid());
+        stage.play(line);
+        let ended = stage.server.ended(GENEROUS).well();
+        let trace = fs::read_to_string(ended.path("trace")).unwrap();
+        // Each line is a thread id and what it did.
+        let position = |tid: u32, call: &str, on: &str| {
+            let is_it = |line: &str| {
+                let (who, what) = line.split_once(' ').unwrap();
+                who == tid.to_string() && what.trim().starts_with(call) && what.contains(on)
+            };
+            trace.lines().position(is_it).unwrap_or_else(|| panic!("no {call} in {trace}"))
         };
-        trace.lines().position(is_it).unwrap_or_else(|| panic!("no {call} in {trace}"))
-    };
-    let removal = position(ours, "unlink", "/control\"");
-    let exit = position(ours, "exit(", "");
-    let next = position(server_itself, "write", "nofilter: unload filter");
-    assert!(removal < exit && exit < next, "{trace}");
-}
-
-#[test]
-fn our_thread_ends_before_unload_returns() {
-    our_thread_ends_before_unload_returns_after(Server::terminate);
-}
-
-#[test]
-fn our_thread_ends_before_unload_returns_while_paused_with_controllers_and_held_requests() {
-    our_thread_ends_before_unload_returns_after(|server| {
-        let mut controllers = server.controllers(3);
-        controllers[0].pause();
-        end_with_a_held_request(server);
-        controllers.iter_mut().for_each(Controller::expect_closed);
-    });
+        let removal = position(ours, "unlink", "/control\"");
+        let exit = position(ours, "exit(", "");
+        let next = position(server_itself, "write", "nofilter: unload filter");
+        assert!(removal < exit && exit < next, "{trace}");
+    }
 }
 
 /// A write, kept from being done, of a client that is there at the end.
@@ -182,10 +160,9 @@ fn valgrind_finds_nothing_that_the_server_does_not_have_without_us() {
         scope.spawn(|| load(&with));
         for round in 0..30 {
             let controller = &mut controllers[round % 10];
-            controller.ask("p", "P");
-            controller.ask("r", "R");
-            controller.ask("x?prp\n", "XXPRP");
-            controller.ask("r", "R");
+            controller.pause();
+            controller.resume();
+            controller.ask("x?prp\nr", "XXPRPR");
         }
     });
     // Some vanish, some stay. A client dies while its write is held.
