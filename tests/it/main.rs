@@ -15,6 +15,7 @@
 mod common;
 #[macro_use]
 mod stage;
+mod around;
 mod controllers;
 mod dead_clients;
 mod ends;
@@ -41,12 +42,12 @@ mod unload;
 // What the modules are written with: they begin with `use super::*`.
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::Shutdown;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, chown, symlink};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -59,9 +60,10 @@ use std::{env, thread};
 
 use tempfile::TempDir;
 
+use around::{Around, shell};
 use common::clients::{PYTHON, Writer, fio};
 use common::debian::{BuildFolder, Release, Served, System, installed_nbdkit};
-use common::files::{bound_socket, exchange, lock, look, make_fifo, set_mode, socket_mode};
+use common::files::{Look, bound_socket, exchange, lock, look, make_fifo, set_mode, socket_mode};
 use common::filter::PACKAGE;
 use common::nbd::{Flush, Read, Trim, Write, Zero};
 use common::process::{descriptors, limit_descriptors, next_descriptor, resident_kib};

@@ -22,26 +22,24 @@ fn is_refused_and_untouched(setup: &Setup, control: &str) {
 
 #[test]
 fn what_is_there_is_refused_and_untouched() {
-    type Make = fn(&Path);
-    let occupants: [(&str, Make); 8] = [
-        ("a regular file", |path| fs::write(path, "a disk image").unwrap()),
-        ("an empty file", |path| fs::write(path, "").unwrap()),
-        ("a directory", |path| fs::create_dir(path).unwrap()),
-        ("a FIFO", make_fifo),
-        ("a link to a file", |path| symlink("file", path).unwrap()),
-        ("a dangling link", |path| symlink("nowhere", path).unwrap()),
-        ("a link to a dead socket", |path| symlink("dead", path).unwrap()),
-        ("a link to a live socket", |path| symlink("live", path).unwrap()),
-    ];
-    for (what, make) in occupants {
-        println!("{what}");
+    for make in [
+        "echo a disk image >control",
+        ": >control",
+        "mkdir control",
+        "mkfifo control",
+        "ln -s file control",
+        "ln -s nowhere control",
+        "ln -s dead control",
+        "ln -s live control",
+    ] {
+        println!("{make}");
         let setup = Setup::in_memory();
         fs::write(setup.path("file"), "precious").unwrap();
         dead_socket(&setup.path("dead"));
         let _live = UnixListener::bind(setup.path("live")).unwrap();
         let others = || ["file", "dead", "live"].map(|name| look(&setup.path(name)));
         let before = others();
-        make(&setup.path("control"));
+        shell(&setup.path(""), make);
         is_refused_and_untouched(&setup, "control");
         assert!(others() == before && !setup.path("nowhere").exists());
     }
@@ -69,17 +67,6 @@ fn a_socket_whose_owner_does_not_listen_yet_is_refused_and_untouched() {
     setup.start().stop();
 }
 
-#[test]
-fn the_control_socket_of_another_server_is_refused_and_goes_on_working() {
-    let first = Setup::in_memory().start();
-    let path = first.control_path();
-    let path = path.to_str().unwrap();
-    Setup::in_memory().control(Some(path)).refused(&[path]);
-    first.controller().pause();
-    first.controller().resume();
-    first.stop();
-}
-
 /// A path that, made absolute, has this many bytes.
 fn path_of_length(setup: &Setup, length: usize) -> String {
     let folder = setup.path("");
@@ -105,106 +92,47 @@ fn a_path_of_107_bytes_is_served_and_a_longer_one_is_refused() {
     }
 }
 
-/// A parent folder, which `make` makes, is refused; `named` is told, and `why`.
-fn is_refused_in(setup: Setup, make: fn(&Path), named: &str, why: &str) -> Setup {
-    let setup = setup.control(Some("parent/control"));
-    make(&setup.path("parent"));
-    setup.refused(&["pause-control=", setup.path(named).to_str().unwrap(), why]);
-    setup
-}
-
 #[test]
-fn a_parent_that_is_missing_or_a_file_is_refused() {
-    let setup = is_refused_in(Setup::in_memory(), |_| {}, "parent", "");
-    assert!(!setup.path("parent").exists());
-    let file = |path: &Path| fs::write(path, "precious").unwrap();
-    let setup = is_refused_in(Setup::in_memory(), file, "parent/control", "");
-    assert_eq!(fs::read(setup.path("parent")).unwrap(), b"precious");
-}
-
-#[test]
-fn a_parent_that_is_unreadable_or_not_writable_is_refused() {
-    let user = || Setup::in_memory().under_a_mere_user();
-    let why = "ermission denied";
-    let unreadable = |path: &Path| fs::create_dir(path).map(|()| set_mode(path, 0o000)).unwrap();
-    let setup = is_refused_in(user(), unreadable, "parent", why);
-    // So that it can be cleaned up.
-    set_mode(&setup.path("parent"), 0o700);
-    let not_writable = |path: &Path| fs::create_dir(path).map(|()| set_mode(path, 0o555)).unwrap();
-    is_refused_in(user(), not_writable, "parent/control", why);
-}
-
-#[test]
-fn a_mere_user_can_run_it() {
-    let server = Setup::in_memory().under_a_mere_user().start();
-    server.controller().pause();
-    server.stop();
+fn a_parent_that_cannot_have_the_socket_is_refused_and_untouched() {
+    for (make, named, why) in [
+        ("true", "parent", ""),
+        ("echo precious >parent", "parent/control", ""),
+        ("mkdir -m 000 parent", "parent", "ermission denied"),
+        ("mkdir -m 555 parent", "parent/control", "ermission denied"),
+    ] {
+        println!("{make}");
+        let setup = Setup::in_memory().under_a_mere_user().control(Some("parent/control"));
+        let parent = setup.path("parent");
+        shell(&setup.path(""), make);
+        let look = || parent.exists().then(|| look(&parent));
+        let before = look();
+        setup.refused(&["pause-control=", setup.path(named).to_str().unwrap(), why]);
+        assert!(look() == before, "it was touched");
+        // So that it can be cleaned up.
+        shell(&setup.path(""), "[ ! -d parent ] || chmod 700 parent");
+    }
 }
 
 // What is replaced.
 
 #[test]
-fn a_dead_socket_is_replaced() {
-    let setup = Setup::in_memory();
-    dead_socket(&setup.path("control"));
-    assert!(setup.path("control").exists());
-    let server = setup.start();
-    server.controller().pause();
-    server.stop();
-}
-
-#[test]
-fn the_socket_of_a_server_that_was_killed_is_replaced() {
+fn of_servers_that_start_at_once_on_the_dead_socket_of_one_that_was_killed_one_gets_it() {
     let folder = Setup::in_memory();
     let control = folder.path("control");
-    let start = || Setup::in_memory().control(control.to_str()).start();
-    let first = start();
-    first.controller().pause();
-    // Dropping it kills it.
-    drop(first);
-    assert!(control.exists());
-    let second = start();
-    second.controller().pause();
-    second.stop();
-}
-
-#[test]
-fn of_servers_that_start_at_once_on_a_dead_socket_one_gets_it() {
-    let folder = Setup::in_memory();
-    let control = folder.path("control");
+    let launch = || Setup::in_memory().control(control.to_str()).launch();
+    // To drop it is to kill it.
+    drop(launch().ready().map_err(|_| "it does not start").unwrap());
     for _ in 0..5 {
-        dead_socket(&control);
-        let starting: Vec<_> =
-            (0..6).map(|_| Setup::in_memory().control(control.to_str()).launch()).collect();
-        let mut running: Vec<Server> =
+        assert!(control.exists());
+        let starting = [(); 6].map(|()| launch());
+        let running: Vec<Server> =
             starting.into_iter().filter_map(|starting| starting.ready().ok()).collect();
         assert_eq!(running.len(), 1);
-        let server = running.remove(0);
-        Client::connect(&server).expect_a_whole_pause(&server);
-        server.stop();
+        Client::connect(&running[0]).expect_a_whole_pause(&running[0]);
     }
 }
 
 // What is left at the end.
-
-#[test]
-fn a_socket_or_a_file_put_in_our_place_survives_our_exit() {
-    for is_socket in [true, false] {
-        let server = Setup::in_memory().start();
-        let (control, theirs) = (server.control_path(), server.path("theirs"));
-        let _alive = is_socket.then(|| UnixListener::bind(&theirs).unwrap());
-        if !is_socket {
-            fs::write(&theirs, "precious").unwrap();
-        }
-        let before = look(&theirs);
-        // In one step, or the server might put its own back in between.
-        fs::rename(theirs, &control).unwrap();
-        server.terminate();
-        let ended = server.ended(PROMPT);
-        assert_eq!(ended.process.status.code(), Some(0), "{:#?}", ended.process);
-        assert!(look(&control) == before, "it was touched");
-    }
-}
 
 #[test]
 fn a_socket_that_somebody_has_removed_is_no_trouble_at_exit() {
@@ -231,29 +159,6 @@ fn no_socket_is_left_when_the_plugin_fails_to_get_ready_or_after_the_fork() {
         let failure = setup.failure();
         assert!(failure.stderr.contains("not today"), "{failure:#?}");
         assert!(!setup.path("control").exists(), "{failure:#?}");
-    }
-}
-
-// Permissions.
-
-#[test]
-fn the_socket_has_exactly_pause_mode_whatever_the_umask_and_is_private_without() {
-    let modes = [
-        ("", 0o600),
-        ("pause-mode=0660", 0o660),
-        ("pause-mode=666", 0o666),
-        ("pause-mode=0777", 0o777),
-        ("pause-mode=0", 0),
-        ("pause-mode=07", 0o7),
-    ];
-    for umask in [0, 0o022, 0o077, 0o377] {
-        for (parameter, mode) in modes {
-            let parameters: Vec<&str> = parameter.split_whitespace().collect();
-            let server = Setup::in_memory().umask(umask).parameters(&parameters).start();
-            let found = socket_mode(&server.control_path());
-            assert_eq!(found, Some(mode), "{parameter}, umask {umask:o}");
-            server.stop();
-        }
     }
 }
 

@@ -20,6 +20,9 @@ pub struct Stage {
     read: Option<Ticket>,
     /// Since when the server may be paused, at the earliest.
     since: Option<Instant>,
+    /// Controllers without a letter, who say nothing.
+    crowd: Vec<Controller>,
+    around: Around,
     pub server: Server,
 }
 
@@ -51,6 +54,8 @@ impl Stage {
             held: Vec::new(),
             read: None,
             since: None,
+            crowd: Vec::new(),
+            around: Around::default(),
             server,
         }
     }
@@ -86,6 +91,7 @@ impl Stage {
     /// | `A.closes` `A.half-closes` `A.is-closed` | the connection, by A or by the server |
     /// | `heard` | all that was sent is carried out, or waits |
     /// | `pause` | `A:p=P A:r=R` |
+    /// | `crowd` | twice as many as there is room for connect, and say nothing |
     ///
     /// The server's, and its plugin's:
     ///
@@ -102,7 +108,8 @@ impl Stage {
     /// | `stop` `go-on` `term` | SIGSTOP, SIGCONT, SIGTERM |
     /// | `wait:MS` | |
     ///
-    /// In what is sent and said, `_` is a space, and `./` the server's folder.
+    /// In what is sent and said, `_` is a space, and `./` the server's folder. What
+    /// others do around the server is in `Around::play`.
     pub fn play(&mut self, line: &str) -> &mut Self {
         println!("playing: {line}");
         for word in line.split_whitespace() {
@@ -127,6 +134,11 @@ impl Stage {
         match word {
             "heard" => self.server.all_is_heard(),
             "pause" => _ = self.play("A:p=P A:r=R"),
+            "crowd" => {
+                self.crowd = self.server.controllers(2 * 64);
+                // So that it has been too many.
+                self.crowd[0].expect_closed();
+            }
             "sends" => {
                 let ticket = self.client().send(WRITE);
                 self.held.push(ticket);
@@ -232,7 +244,7 @@ impl Stage {
             }
             "errors" => self.serve("told", &format!("{what}:error:")),
             "wait" => thread::sleep(Duration::from_millis(number(what) as u64)),
-            _ => panic!("{word}: no such word"),
+            _ => self.around.play(server, word, what),
         }
     }
 
@@ -326,6 +338,11 @@ fn a_dialogue_that_does_not_happen_is_noticed() {
         "told:1:some_words",
         "errors:1",
         "lines:1",
+        "sh:false",
+        "sees:control sh:touch_-d_@1_control same:control",
+        "stat:%a=601",
+        "no-such-word",
+        "no-such:word",
     ];
     together(lines, |line| {
         let played = thread::spawn(move || play(Setup::obedient().holds(), line)).join();
