@@ -6,14 +6,9 @@ use super::*;
 
 dialogues! {
     Setup::in_memory() => {
-        p_while_paused_answers_p:
-            "A:p=P A:p=P B:p=P held A:r=R flow";
-        r_while_running_answers_r:
-            "A:r=R A:r=R B:r=R flow";
-        a_pause_outlives_the_connection_that_asked_for_it:
-            "A:p=P A.closes held B:r=R flow";
-        r_of_another_controller_ends_a_pause:
-            "A:p=P B:r=R flow A:p=P held B:r=R flow A:r=R flow";
+        a_pause_ends_with_the_first_r_whoever_sends_it:
+            "A:p=P A:p=P B:p=P held A:r=R flow A:r=R B:r=R flow"
+            "A:p=P B:r=R flow A:p=P A.closes held B:r=R flow";
         a_command_that_comes_in_pieces_with_white_space_is_one_command:
             r"A:_\t\n= A:\n_p=P A:\n\n\t= A:r\n=R flow";
     }
@@ -38,13 +33,18 @@ fn replies_to_each(setup: Setup, commands: &[Vec<u8>]) -> Vec<Vec<u8>> {
 #[test]
 fn each_of_the_256_bytes_gets_the_reply_of_the_stock_filter() {
     let bytes: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
-    let stock = replies_to_each(Setup::in_memory().stock(), &bytes);
-    assert_eq!(replies_to_each(Setup::in_memory(), &bytes), stock);
+    let mut stock = replies_to_each(Setup::in_memory().stock(), &bytes);
     // So that nobody is compared with something that does not answer.
     assert_eq!(stock[b'p' as usize], b"P");
     assert_eq!(stock[b'r' as usize], b"R");
     assert_eq!(stock.iter().filter(|&replies| replies == b"X").count(), 251);
     assert_eq!(stock.iter().filter(|replies| replies.is_empty()).count(), 3);
+    assert_eq!(replies_to_each(Setup::in_memory(), &bytes), stock);
+    // Where + and - are commands, nothing else changes.
+    for (byte, reply) in [(b'+', b"+"), (b'-', b"X"), (b'?', b"H")] {
+        stock[byte as usize] = reply.to_vec();
+    }
+    assert_eq!(replies_to_each(Setup::in_memory().holds(), &bytes), stock);
 }
 
 #[test]
