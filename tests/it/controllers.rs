@@ -33,43 +33,23 @@ fn the_65th_controller_is_admitted_and_the_longest_idle_one_is_closed() {
 }
 
 #[test]
-fn controllers_that_only_connect_do_not_lock_the_operator_out() {
-    let server = start();
-    let mut idle = server.controllers(300);
-    let mut operator = server.controller();
-    operator.ask("pr", "PR");
-    // The last ones are still connected, beside the operator.
-    idle.split_off(300 - (MOST - 1)).iter_mut().for_each(Controller::resume);
-    idle.iter_mut().for_each(Controller::expect_closed);
-}
-
-#[test]
-fn no_more_than_64_controllers_stay_whatever_is_logged() {
+fn of_hundreds_who_only_connect_the_last_64_stay_whatever_is_logged_and_are_served() {
     for level in ["off", "error", "warn", "trace"] {
         let server = Setup::in_memory().under(&["env", &format!("RUST_LOG={level}")]).start();
-        let mut all = server.controllers(100);
-        all[99].resume();
-        let (first, last) = all.split_at_mut(100 - MOST);
+        let mut all = server.controllers(300);
+        all[299].ask("pr", "PR");
+        let (first, last) = all.split_at_mut(300 - MOST);
         first.iter_mut().for_each(Controller::expect_closed);
         last.iter_mut().for_each(Controller::resume);
     }
 }
 
-#[test]
-fn who_waits_for_its_pause_is_not_closed_to_admit_another() {
-    let mut stage = Stage::on(Setup::obedient());
-    stage.play("reading A:p=");
-    let _idle = stage.server.controllers(2 * MOST);
-    stage.play("B:r=R A:=X");
-    stage.end();
-}
-
-#[test]
-fn idle_controllers_never_keep_another_from_being_served() {
-    let server = start();
-    for controller in server.controllers(MOST).iter_mut().rev() {
-        controller.ask("p", "P");
-        controller.ask("r", "R");
+dialogues! {
+    Setup::obedient() => {
+        who_waits_for_its_pause_is_not_closed_to_admit_another:
+            "reading A:p= crowd B:r=R A:=X";
+        a_pause_of_a_controller_that_vanishes_during_the_drain_takes_effect:
+            "reading A:p A.closes heard held B:p= returns B:=P still B:r=R flow";
     }
 }
 
@@ -180,7 +160,7 @@ fn a_controller_that_floods_never_keeps_another_from_being_served() {
                 while !over.load(Ordering::Relaxed) {
                     let _ = stream.write(&[b'?'; 1 << 16]);
                 }
-                let _ = stream.shutdown(std::net::Shutdown::Both);
+                let _ = stream.shutdown(Shutdown::Both);
             });
             scope.spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
         }
@@ -196,8 +176,6 @@ fn a_controller_that_floods_never_keeps_another_from_being_served() {
         assert!(slowest < PROMPT, "{slowest:?}");
     });
 }
-
-// No descriptors.
 
 /// The contract has it that the server is paused then.
 #[test]
@@ -221,7 +199,7 @@ fn one_that_speaks_another_protocol_and_pauses_the_server_by_that_is_named_in_th
 fn nobody_makes_room_before_what_it_sent_is_carried_out() {
     let server = Setup::in_memory().holds().start();
     let mut holders = server.controllers(31);
-    holders.iter_mut().for_each(|holder| holder.ask("+", "+"));
+    holders.iter_mut().for_each(Controller::hold);
     // So that all are there when it looks.
     stop(server.pid());
     let mut all = server.controllers(300);
@@ -231,24 +209,24 @@ fn nobody_makes_room_before_what_it_sent_is_carried_out() {
     holders.iter_mut().for_each(|holder| holder.ask("-", "-"));
 }
 
-/// As much as the socket takes, of a controller that is gone then.
-fn flood(server: &Server) {
-    let mut stream = UnixStream::connect(server.control_path()).expect("a connection");
-    stream.set_nonblocking(true).expect("it does not block");
-    while stream.write(&b"pr".repeat(4_096)).is_ok() {}
-}
-
 #[test]
 fn r_is_answered_at_once_behind_hundreds_who_flood_the_socket_and_are_gone() {
-    let server = Setup::in_memory().start();
+    let server = start();
     // So that all are there when it looks.
     stop(server.pid());
-    (0..400).for_each(|_| flood(&server));
+    for _ in 0..400 {
+        let mut gone = server.controller();
+        gone.stream().set_nonblocking(true).unwrap();
+        // As much as the socket takes.
+        while gone.stream().write(&b"pr".repeat(4_096)).is_ok() {}
+    }
     let mut operator = server.controller();
     operator.send(b"r");
     go_on(server.pid());
     assert_eq!(operator.reply_within(PROMPT), Ok(Some(b'R')));
 }
+
+// No descriptors.
 
 /// It is over when controllers have been accepted as usual for some time.
 fn end_of_episode(server: &Server) {
@@ -282,8 +260,7 @@ fn out_of_descriptors_by_controllers_the_last_one_is_served_without_a_busy_loop(
         // Each of those that come now is served, in exchange for an older one.
         for _ in 0..20 {
             let mut operator = server.controller();
-            operator.pause();
-            operator.resume();
+            operator.ask("pr", "PR");
             controllers.push(operator);
         }
         expect_complaints(&server, episode);
@@ -292,8 +269,7 @@ fn out_of_descriptors_by_controllers_the_last_one_is_served_without_a_busy_loop(
         // Full recovery: as many as before can be connected at once.
         drop(controllers);
         let mut few = server.controllers(10);
-        few.iter_mut().for_each(Controller::pause);
-        few.iter_mut().for_each(Controller::resume);
+        few.iter_mut().for_each(|controller| controller.ask("pr", "PR"));
         Client::connect(&server).ask(READ);
         expect_complaints(&server, episode);
         drop(few);
@@ -307,25 +283,18 @@ fn out_of_descriptors_by_controllers_the_last_one_is_served_without_a_busy_loop(
 /// with or without a descriptor that could be given up.
 #[test]
 fn while_no_controller_can_be_accepted_there_is_no_busy_loop_and_then_full_recovery() {
-    let server = Setup::in_memory().verbose().start();
-    // It may not have all its descriptors before it has that one.
-    server.control_thread();
-    let (in_use, next) = (descriptors(server.pid()), next_descriptor(server.pid()));
+    let mut stage = Stage::on(Setup::in_memory().verbose());
+    stage.play("goes is-gone");
+    let in_use = descriptors(stage.server.pid());
     for episode in 1..=2 {
-        let usual = limit_descriptors(server.pid(), next - 2);
-        let mut waiting = server.controllers(3);
-        waiting.iter_mut().for_each(|controller| controller.send(b"pr"));
-        server.expect_no_busy_loop(|| waiting[0].expect_silence(Duration::from_secs(1)));
-        expect_complaints(&server, episode);
-
-        limit_descriptors(server.pid(), usual);
-        waiting.iter_mut().for_each(|controller| controller.expect("PR"));
-        drop(waiting);
-        end_of_episode(&server);
-        expect_complaints(&server, episode);
-        eventually("all have left", GENEROUS, || descriptors(server.pid()) == in_use);
+        stage.play("spare:-2 ABC:pr A:= idle");
+        expect_complaints(&stage.server, episode);
+        stage.play("spare:all ABC:=PR A.closes B.closes C.closes");
+        end_of_episode(&stage.server);
+        expect_complaints(&stage.server, episode);
+        eventually("all have left", GENEROUS, || descriptors(stage.server.pid()) == in_use);
     }
-    server.stop();
+    stage.end();
 }
 
 /// Clients take every descriptor as soon as there is one, also the one that a
@@ -355,12 +324,7 @@ fn out_of_descriptors_by_clients_one_controller_is_served_all_the_same() {
     // None is left over, but for the one that the filter may have put by.
     limit_descriptors(server.pid(), next_descriptor(server.pid()));
     for _ in 0..5 {
-        let mut operator = server.controller();
-        operator.pause();
-        let held = first.send(READ);
-        first.expect_held(&[held], A_WHILE / 3);
-        operator.resume();
-        first.goes_on(held);
+        first.expect_a_whole_pause(&server);
     }
     let mut waiting = Vec::new();
     server.expect_no_busy_loop(|| {
@@ -425,58 +389,10 @@ fn pr_of_a_controller_that_vanishes_at_once_leaves_requests_flowing() {
     }
 }
 
-dialogues! {
-    Setup::obedient() => {
-        a_pause_of_a_controller_that_vanishes_during_the_drain_takes_effect:
-            "reading A:p A.closes heard held B:p= returns B:=P still B:r=R flow";
-    }
-}
-
 #[test]
 fn r_counts_also_where_its_sender_vanishes_before_the_reply() {
     let mut stage = Stage::on(Setup::in_memory());
     for _ in 0..50 {
         stage.play("A:p=P sends A:r A.closes flow");
     }
-}
-
-#[test]
-fn controllers_that_vanish_at_any_moment_harm_nobody() {
-    let mut random = Random::new();
-    let server = Setup::in_memory().below("delay", &["rdelay=5ms"]).start();
-    let mut client = Client::connect(&server);
-    let mut kept: Vec<Controller> = Vec::new();
-    for round in 0..600 {
-        let mut reads = vec![client.send(READ)];
-        let mut controller = server.controller();
-        let commands: Vec<u8> =
-            (0..random.below(0..8)).map(|_| random.one_of(b"pprrx\n")).collect();
-        controller.send(&commands);
-        match random.below(0..4) {
-            0 => drop(controller),
-            1 => thread::sleep(random.millis(0..8)),
-            2 => kept.push(controller),
-            _ => {
-                let _ = controller.stream().shutdown(std::net::Shutdown::Write);
-                kept.push(controller);
-            }
-        }
-        if kept.len() > 10 {
-            kept.remove(random.below(0..kept.len() as u64) as usize);
-        }
-        reads.push(client.send(READ));
-        // What was sent before has been carried out, or was never received.
-        let mut operator = server.controller();
-        eventually("the requests go on", GENEROUS, || {
-            operator.resume();
-            reads.retain(|&read| {
-                let reply = client.reply_within(read, Duration::from_millis(5));
-                reply.map(|reply| reply.expect("success")).is_none()
-            });
-            reads.is_empty()
-        });
-        assert!(server.threads() < 40, "round {round}");
-    }
-    drop((kept, client));
-    server.stop();
 }
