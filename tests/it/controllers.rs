@@ -149,32 +149,25 @@ fn a_hold_of_a_controller_that_never_reads_its_replies_lasts_until_it_dies() {
 fn a_controller_that_floods_never_keeps_another_from_being_served() {
     let _alone = alone();
     let server = start();
-    let over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        for _ in 0..3 {
-            let mut stream = UnixStream::connect(server.control_path()).unwrap();
-            let mut reader = stream.try_clone().unwrap();
-            let over = &over;
-            scope.spawn(move || {
-                stream.set_write_timeout(Some(A_WHILE)).unwrap();
-                while !over.load(Ordering::Relaxed) {
-                    let _ = stream.write(&[b'?'; 1 << 16]);
-                }
-                let _ = stream.shutdown(Shutdown::Both);
-            });
-            scope.spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
-        }
-        let mut slowest = Duration::ZERO;
-        for _ in 0..50 {
-            let start = Instant::now();
-            let mut operator = server.controller();
-            operator.pause();
-            operator.resume();
-            slowest = slowest.max(start.elapsed());
-        }
-        over.store(true, Ordering::Relaxed);
-        assert!(slowest < PROMPT, "{slowest:?}");
+    let flood = format!("yes | nc -U {}", server.control_path().display());
+    let floods = [(); 3].map(|()| clients::start("sh", &["-c", &flood]));
+    eventually("all have replies", GENEROUS, || {
+        floods.iter().all(|flood| flood.stdout().starts_with("XX"))
     });
+    let mut slowest = Duration::ZERO;
+    for _ in 0..50 {
+        let start = Instant::now();
+        let mut operator = server.controller();
+        operator.pause();
+        operator.resume();
+        slowest = slowest.max(start.elapsed());
+    }
+    assert!(slowest < PROMPT, "{slowest:?}");
+    let flood_goes_on = |flood: &Process| {
+        let before = flood.stdout().len();
+        eventually("it goes on", GENEROUS, || flood.stdout().len() > before);
+    };
+    floods.iter().for_each(flood_goes_on);
 }
 
 /// The contract has it that the server is paused then.

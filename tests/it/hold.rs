@@ -128,17 +128,12 @@ fn a_hold_by_nc_that_half_closes_is_granted_and_over() {
 #[test]
 fn a_holder_that_is_killed_lets_go() {
     let mut stage = Stage::on(holding());
-    let path = stage.server.control_path();
-    let script = "import socket, sys, time
-s = socket.socket(socket.AF_UNIX)
-s.connect(sys.argv[1])
-s.send(b'+')
-print(s.recv(1), flush=True)
-time.sleep(600)";
-    let process = clients::start(clients::PYTHON, &["-c", script, path.to_str().unwrap()]);
-    eventually("it has a hold", GENEROUS, || process.stdout() == "b'+'\n");
+    let control = stage.server.control_path();
+    let hold = format!("(printf +; sleep 600) | nc -U {}", control.display());
+    let holder = clients::start("sh", &["-c", &hold]);
+    eventually("it has a hold", GENEROUS, || holder.stdout() == "+");
     stage.play("held");
-    process.kill();
+    holder.kill();
     stage.play("flow");
 }
 

@@ -41,7 +41,7 @@ dialogues! {
 fn another_p_or_hold_does_not_move_the_deadline() {
     let mut stage = Stage::on(Setup::obedient().holds().limited());
     // The last one is a drain, which is answered by nothing but an X.
-    for line in ["A:p=P", "A:+=+", "reading A:p"] {
+    for line in ["A:p=P", "A:+=+", "reading A:p heard"] {
         let since = Instant::now();
         stage.play(line);
         let held = stage.client().send(WRITE);
