@@ -12,6 +12,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::process::run;
+use super::{GENEROUS, eventually};
 
 /// What a file is and contains, but for the time of the last access.
 pub type Look = (u64, u64, u32, u64, i64, i64, Option<Vec<u8>>);
@@ -64,6 +65,17 @@ pub fn bound_socket(path: &Path) -> OwnedFd {
     };
     assert_eq!(bound, 0, "{}", io::Error::last_os_error());
     socket
+}
+
+/// Closes the socket that is bound to `path`, and leaves it dead. A child that another
+/// test has just forked may have it open until it executes its program.
+pub fn leave_dead(path: &Path, socket: impl Into<OwnedFd>) {
+    drop(socket.into());
+    let path = path.to_str().expect("UTF-8");
+    eventually("nobody has the socket open", GENEROUS, || {
+        let sockets = fs::read_to_string("/proc/net/unix").expect("a list");
+        !sockets.lines().any(|socket| socket.ends_with(path))
+    });
 }
 
 /// The lock of a directory, until it is dropped.

@@ -6,7 +6,7 @@ use super::*;
 #[derive(Default)]
 pub struct Around {
     /// Other processes' sockets and locks.
-    theirs: Vec<OwnedFd>,
+    theirs: Vec<(PathBuf, OwnedFd)>,
     seen: Option<Look>,
     /// How many descriptors the server may have where nothing is in its way.
     usual: Option<u64>,
@@ -32,9 +32,15 @@ impl Around {
                 let (one, other) = what.split_once(':').expect("two files");
                 exchange(&server.path(one), &server.path(other));
             }
-            "binds" => self.theirs.push(UnixListener::bind(path).expect("a socket").into()),
-            "locks" => self.theirs.push(lock(&path).into()),
-            "lets-go" => self.theirs.clear(),
+            "binds" => {
+                let socket = UnixListener::bind(&path).expect("a socket");
+                self.theirs.push((path, socket.into()));
+            }
+            "locks" => {
+                let lock = lock(&path).into();
+                self.theirs.push((path, lock));
+            }
+            "lets-go" => self.theirs.drain(..).for_each(|(path, it)| leave_dead(&path, it)),
             "sees" => self.seen = Some(look(&path)),
             "same" => assert!(self.seen == Some(look(&path)), "{what} was touched"),
             "stat" => {

@@ -151,7 +151,7 @@ fn at_most_32_holds_are_in_force_and_the_operator_still_gets_in() {
     let mut stage = Stage::on(holding().verbose());
     let mut holders = stage.server.controllers(32);
     holders.iter_mut().for_each(Controller::hold);
-    stage.play("A:+=X A:-=X told:1:32_are_in_force");
+    stage.play("A:+=X A:-=X told:1:32_connections_have_one");
     // One that has a hold may ask again, and makes room for one when it ends.
     holders[0].ask("+-", "+-");
     stage.play("A:+=+");

@@ -63,7 +63,9 @@ use tempfile::TempDir;
 use around::{Around, shell};
 use common::clients::{PYTHON, Writer, fio};
 use common::debian::{BuildFolder, Release, Served, System, installed_nbdkit};
-use common::files::{Look, bound_socket, exchange, lock, look, make_fifo, set_mode, socket_mode};
+use common::files::{
+    Look, bound_socket, exchange, leave_dead, lock, look, make_fifo, set_mode, socket_mode,
+};
 use common::filter::PACKAGE;
 use common::nbd::{Flush, Read, Trim, Write, Zero};
 use common::process::{descriptors, limit_descriptors, next_descriptor, resident_kib};

@@ -6,7 +6,7 @@ use super::*;
 
 /// A socket that nobody has open.
 fn dead_socket(path: &Path) {
-    drop(UnixListener::bind(path).unwrap());
+    leave_dead(path, UnixListener::bind(path).unwrap());
 }
 
 // What is refused.
@@ -63,7 +63,7 @@ fn a_socket_whose_owner_does_not_listen_yet_is_refused_and_untouched() {
     let setup = Setup::in_memory();
     let owner = bound_socket(&setup.path("control"));
     is_refused_and_untouched(&setup, "control");
-    drop(owner);
+    leave_dead(&setup.path("control"), owner);
     setup.start().stop();
 }
 

@@ -46,13 +46,13 @@ dialogues! {
         /// Where it is now, it is served.
         a_directory_that_was_renamed_and_is_named_back_still_has_the_same_socket:
             "sees:run/control sh:mv_run_away lost: sh:[_$(echo_p_|nc_-N_-U_away/control)_=_P_]"
-            "sh:mv_away_run back A:r=R says:the_control_socket_is_at_its_path_again lines:2"
+            "sh:mv_away_run back A:r=R says:the_control_socket_is_back_at_its_path lines:2"
             "same:run/control";
         /// To open a FIFO is to wait for its other end.
         a_fifo_in_place_of_the_directory_does_not_keep_the_operator_from_being_heard:
             "A:p=P sh:mkfifo_fifo exchange:run:fifo"
             "lost:Not_a_directory looks A:r=R exchange:run:fifo"
-            "says:at_its_path_again lines:2";
+            "says:back_at_its_path lines:2";
         /// Whoever keeps it locked must not keep the control thread.
         a_dead_socket_in_a_locked_directory_is_replaced_when_the_lock_is_gone:
             "A:r=R binds:theirs lets-go: locks:run sees:theirs sh:mv_theirs_run/control"
@@ -64,7 +64,7 @@ dialogues! {
     in_run_with(0o777) => {
         in_a_directory_that_is_not_writable_that_is_told_once_until_it_is:
             "A:r=R sh:mkdir_-m_555_other exchange:run:other"
-            "lost:Permission_denied|permit_the_user idle lines:1 A:p=P"
+            "lost:Permission_denied|give_the_user idle lines:1 A:p=P"
             "sh:chmod_777_run back B:r=R lines:2";
     }
     in_run_with(0o333) => {
@@ -74,7 +74,7 @@ dialogues! {
         in_a_directory_that_cannot_be_read_it_is_put_back_all_the_same:
             "remove:run/control back A:p=P lines:1"
             "binds:theirs lets-go: sh:chmod_777_theirs sh:mv_theirs_run/control"
-            "lost:cannot_open_the_directory|read_there"
+            "lost:cannot_open_the_directory|read_permission"
             "sh:chmod_777_run back B:r=R";
     }
 
@@ -230,7 +230,7 @@ fn the_live_socket_of_another_process_in_its_place_is_told_once_and_not_even_dis
     let listener = UnixListener::bind(stage.server.path("theirs")).unwrap();
     listener.set_nonblocking(true).unwrap();
     stage.play("sees:theirs sh:mv_theirs_control");
-    stage.play("lost:a_process_has_the_socket_open looks lines:1");
+    stage.play("lost:a_process_has_this_socket_open looks lines:1");
     stage.play("same:control");
     // Nobody has knocked.
     assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
@@ -283,7 +283,7 @@ fn after_a_change_of_user(mode_of_directory: u32, line: &str) {
 #[test]
 fn after_a_change_of_user_a_removed_socket_that_cannot_be_put_back_is_told_once() {
     let line = "A:p=P looks lines:0 remove:run/control \
-                lost:Permission_denied|permit_the_user looks lines:1 A:r=R";
+                lost:Permission_denied|give_the_user looks lines:1 A:r=R";
     // Nobody may not even look into the last one.
     together([0o755, 0o711, 0o700], |mode| after_a_change_of_user(mode, line));
 }
@@ -296,7 +296,7 @@ fn after_a_change_of_user_a_removed_socket_is_put_back_where_that_user_may_write
 #[test]
 fn where_it_cannot_have_its_group_again_no_other_group_may_connect() {
     let lost = "remove:run/control back A:r=R A.closes stat:%u:%a=65534:600 \
-                sh:[_$(stat_-c_%g_run/control)_!=_54321_] told:1:no_more_than_everybody";
+                sh:[_$(stat_-c_%g_run/control)_!=_54321_] told:1:no_more_access_than_everyone";
     // The second one is as the first one was.
     let line = format!("sh:chgrp_54321_run/control {lost} lines:1 {lost} lines:2");
     after_a_change_of_user(0o777, &line);

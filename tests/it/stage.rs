@@ -161,7 +161,7 @@ impl Stage {
             }
             "expires" => {
                 let ticket = self.client().send(WRITE);
-                let reply = self.client().reply_within(ticket, LIMIT + PROMPT);
+                let reply = self.client().reply_within(ticket, GENEROUS);
                 reply.expect("the pause ends by itself").expect("success");
                 let elapsed = self.since.expect("a pause").elapsed();
                 assert!(elapsed >= LIMIT, "the pause has ended after {elapsed:?}");

@@ -34,7 +34,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::files::set_mode;
+use common::files::{leave_dead, set_mode};
 use common::nbd::Write;
 use common::process::{go_on, is_alive, run_with_input, send_signal, stop};
 use common::server::{NOBODY, is_root};

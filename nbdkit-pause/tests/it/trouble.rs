@@ -25,7 +25,7 @@ fn a_socket_that_is_not_there_or_is_none_or_refuses() {
     server.make("file");
     fs::create_dir(server.path("folder")).unwrap();
     let _datagram = UnixDatagram::bind(server.path("datagram")).unwrap();
-    drop(UnixListener::bind(server.path("dead")).unwrap());
+    leave_dead(&server.path("dead"), UnixListener::bind(server.path("dead")).unwrap());
     let long = "x".repeat(108);
     for (socket, why, hint) in [
         ("nowhere", "no such socket", "pause-control=SOCKET"),
