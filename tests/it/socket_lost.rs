@@ -235,7 +235,7 @@ fn the_live_socket_of_another_process_in_its_place_is_told_once_and_not_even_dis
     // Nobody has knocked.
     assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
     // Its owner dies, and leaves a dead one.
-    drop(listener);
+    leave_dead(&stage.server.path("theirs"), listener);
     stage.play("back A:p=P lines:2");
     stage.end();
 }
