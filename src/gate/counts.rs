@@ -41,11 +41,16 @@ impl Counts {
         OwnedSlot { slot, counts: self.clone() }
     }
 
-    /// The requests inside. Each count is exact at the moment it is read.
-    pub fn sum(&self) -> usize {
+    /// Whether no request is inside. Each count is exact at the moment it is read.
+    pub fn are_zero(&self) -> bool {
         // Acquire pairs with the Release of `Slot::leave`: what a request did
         // below us has happened once it is no longer counted.
-        self.taken.lock().iter().map(|slot| slot.inside.load(Ordering::Acquire)).sum()
+        self.taken.lock().iter().all(|slot| slot.inside.load(Ordering::Acquire) == 0)
+    }
+
+    /// The requests inside, for the log.
+    pub fn sum(&self) -> usize {
+        self.taken.lock().iter().map(|slot| slot.inside.load(Ordering::Relaxed)).sum()
     }
 
     /// How many slots are taken.

@@ -16,14 +16,15 @@
 //!   request                            closing side
 //!   E1  count := count + 1             C1  state := CLOSED | DRAINING
 //!       -- light barrier --                -- heavy barrier --
-//!   E2  look at state                  C2  sum the counts
+//!   E2  look at state                  C2  look at the counts
 //!       OPEN: go in                        0: drained
-//!       else: back out, wait               else: wait to be woken, sum again
+//!       else: back out, wait               else: wait to be woken, look again
 //!       ...
 //!   L1  count := count - 1
 //!       -- light barrier --
 //!   L2  look at state
-//!       DRAINING: wake the closing side
+//!       DRAINING: full fence, look at the counts
+//!           0: wake the closing side
 //! ```
 //!
 //! *No request passes a closed and drained gate.* The heavy barrier makes each
@@ -38,10 +39,12 @@
 //! switched off, and passes one when it is switched on.
 //!
 //! *No drain is left waiting.* The same argument over L1 and L2: either C2 sees
-//! the count gone, or L2 sees DRAINING and wakes the closing side, which sums
-//! again; the wake-up carries L1 along (`Slot::leave` releases, `Counts::sum`
-//! acquires). Backing out is leaving: it, too, may wake a closing side that saw
-//! a request which was never inside.
+//! the count gone, or L2 sees DRAINING. Those who see it sum the counts behind a full
+//! fence. The one whose fence is the last sees that all others have left: those
+//! behind a fence, and those that C2 saw gone. So it wakes the closing side, or C2 comes
+//! later than all that and needs no waking. The wake-up carries L1 along (`Slot::leave`
+//! releases, `Counts::are_zero` acquires). Backing out is leaving: it, too, may wake a
+//! closing side that saw a request which was never inside.
 //!
 //! `waiters` is about requests that have backed out, `thread_slot` about how a thread
 //! finds its count, `changes` about what was changed inside and needs a flush.
@@ -102,8 +105,9 @@ pub struct Gate {
     openings: AtomicUsize,
     /// Requests that an opening has let in and that no slot counts yet.
     let_in: AtomicUsize,
-    /// Waiters sleep on it. It changes with each opening, and when the server ends.
-    events: Futex,
+    /// Waiters sleep on one of them, by the parity of the openings they have seen. It
+    /// changes with the opening that lets them in, and when the server shuts down.
+    events: [Futex; 2],
     /// The server is shutting down.
     ending: AtomicBool,
     wake_closing_side: Box<dyn Fn() + Send + Sync>,
@@ -132,7 +136,7 @@ impl Gate {
             waiters: Mutex::new(Waiters::default()),
             openings: AtomicUsize::new(0),
             let_in: AtomicUsize::new(0),
-            events: Futex::new(0),
+            events: [Futex::new(0), Futex::new(0)],
             ending: AtomicBool::new(false),
             wake_closing_side: Box::new(wake_closing_side),
         }
@@ -181,9 +185,20 @@ impl Gate {
 
     #[cold]
     fn leave_slowly(&self) {
-        if self.look_behind_fence() & DRAINING != 0 {
+        if self.look_behind_fence() & DRAINING == 0 {
+            return;
+        }
+        // Between L1 and the sum: of two that leave, the later one sees that both have.
+        fence(Ordering::SeqCst);
+        if self.is_empty() {
             (self.wake_closing_side)();
         }
+    }
+
+    /// Whether nobody is inside, or on the way there. Who was let in has a count before
+    /// it leaves `let_in`.
+    fn is_empty(&self) -> bool {
+        self.let_in.load(Ordering::Acquire) == 0 && self.counts.are_zero()
     }
 
     /// E2 and L2 of the slow path.
@@ -228,12 +243,11 @@ impl Gate {
         }
         // C2. A count that is zero now can only rise for a moment, by a
         // request that is about to see the mark and back out. So the counts
-        // need not be read all at once. A request that was let in has a count
-        // before it leaves `let_in`.
-        if self.let_in.load(Ordering::Acquire) != 0 || self.counts.sum() != 0 {
+        // need not be read all at once.
+        if !self.is_empty() {
             return false;
         }
-        // A request that was counted out is done: `sum` has acquired.
+        // A request that was counted out is done: `are_zero` has acquired.
         self.state.store(state & !DRAINING, Ordering::Relaxed);
         true
     }
@@ -254,13 +268,13 @@ impl Gate {
         // happened for requests that are let in, or find the gate open.
         self.openings.store(openings.wrapping_add(1), Ordering::Release);
         self.state.store(state & FENCED, Ordering::Release);
-        self.count_event();
+        self.let_in_since(openings);
     }
 
     /// Wakes the requests that `open` has let in. Apart from it, so that the controller
     /// can get its reply before many threads want the processors.
     pub fn wake(&self) {
-        self.events.wake_all();
+        self.wake_some(self.openings.load(Ordering::Relaxed).wrapping_sub(1));
     }
 
     /// How many requests are inside; for the log, it may be old at once.

@@ -21,9 +21,9 @@ mod imp {
     /// What the light barrier leaves to be done, done for all threads.
     pub use crate::gate::barrier::private_expedited as heavy_barrier;
 
-    /// A word that threads sleep on (futex(2)). One call wakes all sleepers, and
-    /// none has to pass a lock on its way out: with a condition variable, the last
-    /// of 256 held requests took 1.4 times as long to go on.
+    /// A word that threads sleep on (futex(2)). None has to pass a lock on its way
+    /// out: with a condition variable, the last of 256 held requests took 1.4 times
+    /// as long to go on.
     pub struct Futex(AtomicU32);
 
     impl Futex {
@@ -55,12 +55,20 @@ mod imp {
 
         /// Wakes all that sleep. Store the new value before.
         pub fn wake_all(&self) {
-            let _ = futex::wake(&self.0, futex::Flags::PRIVATE, i32::MAX.unsigned_abs());
+            self.wake(i32::MAX.unsigned_abs());
+        }
+
+        /// Wakes `count` sleepers, those that have slept longest first.
+        pub fn wake(&self, count: u32) {
+            let _ = futex::wake(&self.0, futex::Flags::PRIVATE, count);
         }
     }
 
     #[cfg(test)]
     pub use std::thread;
+
+    /// This many are woken at once; they wake the others.
+    pub const FAN_OUT: u32 = 2;
 
     /// Runs a test of the gate often enough to meet some interleavings.
     #[cfg(test)]
@@ -129,6 +137,11 @@ mod imp {
             let _kernel = self.kernel.lock();
             self.woken.notify_all();
         }
+
+        pub fn wake(&self, count: u32) {
+            let _kernel = self.kernel.lock();
+            (0..count).for_each(|_| self.woken.notify_one());
+        }
     }
 
     /// A mutex that knows no poisoning, as parking_lot's.
@@ -146,6 +159,9 @@ mod imp {
 
     #[cfg(test)]
     pub use loom::thread;
+
+    /// The fewest, so that two are a chain.
+    pub const FAN_OUT: u32 = 1;
 
     /// Runs a test of the gate in every interleaving, and in every order that
     /// the memory model allows, with at most two forced switches of threads.

@@ -22,6 +22,14 @@
 //! changes before it wakes. The kernel puts a request to sleep only if the count is
 //! still what it was before the request looked around.
 //!
+//! *Waiters wake each other.* Waking hundreds at once would keep the thread that opens
+//! the gate busy, and its processor. O2 wakes two; each waiter that comes back from
+//! sleep, for whatever reason, wakes two more as long as `let_in` is not 0. Requests that
+//! wait for the next opening sleep on another futex, so that they take nobody's wake-up.
+//! (One opening later it is the same one again; then they pass it on.) A stalled thread
+//! keeps nobody asleep for long: the others wake two each, and sleepers wake up by
+//! themselves when it is time to check their clients.
+//!
 //! *Which requests may be dropped.* A request checks its client once it waits. If the
 //! client is there, the request is dropped when the client goes away before it is let
 //! in, or when the server ends. If the client has already gone, or goes at once
@@ -31,11 +39,17 @@
 
 use std::time::Duration;
 
-use super::sync::Ordering;
+use super::sync::{FAN_OUT, Futex, Ordering};
 use super::{CLOSED, DRAINING, Gate, Pass, Slot};
 
-/// A held request checks its client at least this often.
+/// A held request checks its client this often ...
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// ... or less often where many are held, so that they check this far apart together ...
+const LOOK_EACH: Duration = Duration::from_micros(3_500);
+
+/// ... but at least this often: the thread of a dead client is free within a second.
+const LOOK_AT_LAST: Duration = Duration::from_millis(900);
 
 /// A client that is there when its request begins to wait may have disconnected
 /// already, and close its socket a moment later: what a layer above us then does for
@@ -79,7 +93,7 @@ impl Gate {
     /// the client had gone before.
     ///
     /// `is_gone` says whether the client has gone. The gate asks when the request
-    /// begins to wait, every 100 ms, and before it goes in.
+    /// begins to wait, every 100 to 900 ms, and before it goes in.
     pub fn wait<'a>(
         &'a self,
         slot: &'a Slot,
@@ -127,7 +141,7 @@ impl Gate {
         }
         loop {
             // Acquire, here and below: it pairs with `open` and `shut_down`.
-            let seen = self.events.load(Ordering::Acquire);
+            let seen = self.event(since).load(Ordering::Acquire);
             // In this order, so that we see a client that had gone when the gate
             // was opened.
             let is_let_in = self.openings.load(Ordering::Acquire) != since;
@@ -148,7 +162,8 @@ impl Gate {
                 self.let_in.fetch_sub(1, Ordering::Release);
                 return Ok(pass(before));
             }
-            self.events.wait(seen, LOOK_AGAIN);
+            self.event(since).wait(seen, self.look_again());
+            self.wake_some(since);
         }
     }
 
@@ -156,9 +171,10 @@ impl Gate {
     fn leaves_at_once(&self, since: usize, is_gone: &dyn Fn() -> bool) -> bool {
         let is_ending = || self.ending.load(Ordering::Acquire);
         let sleep = |limit| {
-            let seen = self.events.load(Ordering::Acquire);
+            let seen = self.event(since).load(Ordering::Acquire);
             if !is_ending() && self.openings.load(Ordering::Acquire) == since {
-                self.events.wait_briefly(seen, limit);
+                self.event(since).wait_briefly(seen, limit);
+                self.wake_some(since);
             }
         };
         sleep(SETTLED);
@@ -208,15 +224,39 @@ impl Gate {
         {
             let _waiters = self.waiters.lock();
             self.ending.store(true, Ordering::Release);
-            self.count_event();
+            self.events.iter().for_each(Self::count);
         }
-        self.events.wake_all();
+        self.events.iter().for_each(Futex::wake_all);
     }
 
-    /// Changes what waiters sleep on; wake them then. With `waiters` locked.
-    pub(super) fn count_event(&self) {
-        let events = self.events.load(Ordering::Relaxed);
-        self.events.store(events.wrapping_add(1), Ordering::Release);
+    /// What a request that waits since `since` sleeps on.
+    fn event(&self, since: usize) -> &Futex {
+        let [even, odd] = &self.events;
+        if since % 2 == 0 { even } else { odd }
+    }
+
+    /// Requests that wait since `since` are let in; wake them then. With `waiters` locked.
+    pub(super) fn let_in_since(&self, since: usize) {
+        Self::count(self.event(since));
+    }
+
+    /// With `waiters` locked.
+    fn count(event: &Futex) {
+        event.store(event.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+    }
+
+    /// Wakes a few of those that wait since `since`, if any are let in.
+    pub(super) fn wake_some(&self, since: usize) {
+        // Relaxed: being woken carries along what was done before (futex(2)).
+        if self.let_in.load(Ordering::Relaxed) != 0 {
+            self.event(since).wake(FAN_OUT);
+        }
+    }
+
+    /// How long to sleep before the next check of the client.
+    fn look_again(&self) -> Duration {
+        let held = u32::try_from(self.held()).unwrap_or(u32::MAX);
+        LOOK_EACH.saturating_mul(held).clamp(LOOK_AGAIN, LOOK_AT_LAST)
     }
 
     /// Whether the server ends and a request waits that must not be dropped: only

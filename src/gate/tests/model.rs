@@ -93,6 +93,23 @@ fn what_is_held_is_let_in_by_an_opening_and_awaited_by_the_next_drain() {
 }
 
 #[test]
+fn those_who_are_held_wake_each_other() {
+    for_both_barriers(|barrier| {
+        let scene = Scene::new(barrier);
+        scene.drain();
+        let requests = [(); 2].map(|()| scene.start_request(|| false));
+        until_held(&scene, 2);
+        scene.open();
+        // Whether they are awake by then or not. Nobody opens again.
+        scene.drain();
+        for request in requests {
+            assert_eq!(request.join().unwrap(), Ok(()));
+        }
+        assert_eq!(scene.done.load(Ordering::Relaxed), 2);
+    });
+}
+
+#[test]
 fn a_request_that_meets_a_gate_which_opens_and_closes_is_before_or_behind_the_pause() {
     for_both_barriers(|barrier| {
         let scene = Scene::new(barrier);

@@ -139,7 +139,10 @@ fn what_is_held_is_let_in_by_the_next_opening_however_short() {
 fn to_open_an_open_gate_or_to_close_a_closed_one_changes_nothing() {
     let scene = Scene::new(Barrier::best());
     let gate = &scene.gate;
-    let look = || (gate.openings.load(Ordering::Relaxed), gate.events.load(Ordering::Relaxed));
+    let look = || {
+        let events = gate.events.each_ref().map(|event| event.load(Ordering::Relaxed));
+        (gate.openings.load(Ordering::Relaxed), events)
+    };
     let before = look();
     gate.open();
     assert_eq!(look(), before);
