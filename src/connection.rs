@@ -154,14 +154,20 @@ impl Connection {
     /// to shut down. Answer it with ESHUTDOWN. If nbdkit can cut the connection, it
     /// has, and sends no answer: a live client sends the request again to the next
     /// server.
-    // Always: out of line, the pass goes through memory, which doubles the cost.
-    #[inline(always)]
     pub fn admit(&self, worth: Worth) -> Result<Pass<'_>, Dropped> {
         let slot = thread_slot::of_this_thread(&self.gate);
         match self.gate.enter(slot) {
             Some(pass) => Ok(pass),
             None => self.wait(slot, worth),
         }
+    }
+
+    /// The same if nothing is in the way, which takes no call. If it says no, call
+    /// `admit`.
+    // Always: out of line, the pass goes through memory, which doubles the cost.
+    #[inline(always)]
+    pub fn admit_at_once(&self) -> Option<Pass<'_>> {
+        self.gate.enter_at_once(thread_slot::taken(&self.gate)?)
     }
 
     #[cold]

@@ -157,6 +157,9 @@ macro_rules! below {
 /// A callback for a data request: through the gate, to the function of the
 /// same name in the next layer, with the same arguments. What follows `=>` gets
 /// the connection and the result, while still inside the gate.
+///
+/// It is there twice, so that the common case has no call but that of the next layer,
+/// and few registers to save. The other one takes over from it with a jump.
 macro_rules! data_request {
     ($name:ident ( $($arg:ident : $type:ty),* ) $(=> $then:ident ( $flags:ident ))?) => {
         unsafe extern "C" fn $name(
@@ -165,11 +168,30 @@ macro_rules! data_request {
             $($arg: $type,)*
             err: *mut c_int,
         ) -> c_int {
+            #[cold]
+            #[inline(never)]
+            unsafe extern "C" fn slowly(
+                next: *mut nbdkit_next,
+                handle: *mut c_void,
+                $($arg: $type,)*
+                err: *mut c_int,
+            ) -> c_int {
+                // SAFETY: nbdkit passes the handle of an open connection.
+                let connection = unsafe { connection(handle) };
+                let Ok(_pass) = connection.admit(Worth::All) else {
+                    // SAFETY: `err` is as it came, from nbdkit or the filter above.
+                    return unsafe { refuse(err, libc::ESHUTDOWN) };
+                };
+                let result = below!(next.$name($($arg),*), err);
+                $($then(connection, $flags, result);)?
+                result
+            }
+
             // SAFETY: nbdkit passes the handle of an open connection.
             let connection = unsafe { connection(handle) };
-            let Ok(_pass) = connection.admit(Worth::All) else {
-                // SAFETY: `err` is as it came, from nbdkit or the filter above.
-                return unsafe { refuse(err, libc::ESHUTDOWN) };
+            let Some(_pass) = connection.admit_at_once() else {
+                // SAFETY: the arguments are as they came.
+                return unsafe { slowly(next, handle, $($arg,)* err) };
             };
             let result = below!(next.$name($($arg),*), err);
             $($then(connection, $flags, result);)?

@@ -148,29 +148,32 @@ impl Gate {
         self.counts.take_slot()
     }
 
-    /// Goes in if the gate is open.
+    /// Goes in if the gate is open, and asks nothing that takes a call. If it says no,
+    /// call `enter`: a drain may have seen this request, and `enter` tells it that it has
+    /// backed out.
     ///
     /// `slot` is the calling thread's own, and of this gate.
     #[inline]
-    pub fn enter<'a>(&'a self, slot: &'a Slot) -> Option<Pass<'a>> {
+    pub fn enter_at_once<'a>(&'a self, slot: &'a Slot) -> Option<Pass<'a>> {
         let before = slot.enter(); // E1
         light_barrier();
         // E2. Acquire pairs with the Release of `open`: what was done while
         // the gate was closed has happened. The barriers do the rest.
-        if self.state.load(Ordering::Acquire) != OPEN && self.is_closed_for(slot, before) {
-            return None;
+        if self.state.load(Ordering::Acquire) == OPEN {
+            return Some(Pass { gate: self, slot, before });
         }
-        Some(Pass { gate: self, slot, before })
+        slot.leave(before);
+        None
     }
 
-    /// Whether a request that is counted in has to back out, and has.
-    #[cold]
-    fn is_closed_for(&self, slot: &Slot, before: usize) -> bool {
-        let is_closed = self.look_behind_fence() & CLOSED != 0;
-        if is_closed {
-            self.leave(slot, before);
-        }
-        is_closed
+    /// Goes in if the gate is open.
+    ///
+    /// `slot` is the calling thread's own, and of this gate.
+    pub fn enter<'a>(&'a self, slot: &'a Slot) -> Option<Pass<'a>> {
+        let pass = Pass { gate: self, slot, before: slot.enter() }; // E1
+        light_barrier();
+        // E2. To back out is to leave.
+        (self.look_behind_fence() & CLOSED == 0).then_some(pass)
     }
 
     #[inline]
@@ -207,7 +210,7 @@ impl Gate {
             // Pairs with the fence of `Barrier::heavy`, between C1 and C2.
             fence(Ordering::SeqCst);
         }
-        // Acquire: see `enter`.
+        // Acquire: see `enter_at_once`.
         self.state.load(Ordering::Acquire)
     }
 

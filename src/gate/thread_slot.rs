@@ -53,12 +53,17 @@ pub fn leave() {
 
 /// The calling thread's slot in `gate`, which is the only gate of this process:
 /// a thread takes one slot in its life.
-#[inline]
 pub fn of_this_thread(gate: &Gate) -> &Slot {
+    taken(gate).unwrap_or_else(|| take(gate))
+}
+
+/// The same, if the thread has taken it already.
+#[inline]
+pub fn taken(_gate: &Gate) -> Option<&Slot> {
     // SAFETY: not NULL, so set by `take` on this thread and not cleared yet by
     // the end of `OWNER`, which keeps the slot alive. The reference does not
     // leave the thread's current call from nbdkit, and so ends before `OWNER`.
-    unsafe { pointer::get().as_ref() }.unwrap_or_else(|| take(gate))
+    unsafe { pointer::get().as_ref() }
 }
 
 #[cold]

@@ -50,7 +50,8 @@ impl Scene {
     }
 
     fn request(&self, slot: &Slot, is_gone: impl Fn() -> bool) -> Result<(), Dropped> {
-        let _pass = match self.gate.enter(slot) {
+        let at_once = self.gate.enter_at_once(slot);
+        let _pass = match at_once.or_else(|| self.gate.enter(slot)) {
             Some(pass) => pass,
             None => self.gate.wait(slot, Worth::All, is_gone)?,
         };
