@@ -13,7 +13,10 @@
 //! | debug | each command | with `-v`, where `RUST_LOG` asks for it |
 
 use std::cell::RefCell;
+use std::env;
+use std::ffi::OsString;
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 
 use env_logger::{Builder, Env, Logger};
@@ -59,10 +62,27 @@ static LOGGER: NbdkitLog = NbdkitLog { filter: RwLock::new(None) };
 /// Reads `RUST_LOG` and connects `log` to nbdkit. Called from `load`.
 pub fn start() {
     let filter = Builder::from_env(Env::default().default_filter_or(DEFAULT_FILTER)).build();
-    log::set_max_level(filter.filter().max(LevelFilter::Error));
+    // What nbdkit would drop need not be composed, nor the log be asked to take it.
+    let most = match may_be_verbose(env::args_os()) {
+        true => LevelFilter::Trace,
+        false => LevelFilter::Warn,
+    };
+    log::set_max_level(filter.filter().clamp(LevelFilter::Error, most));
     *LOGGER.filter.write() = Some(filter);
     // Fails only where it is set already: the filter was loaded twice.
     let _ = log::set_logger(&LOGGER);
+}
+
+/// Whether these, from the program's name on, can mean `nbdkit -v`. An option's value
+/// can look like it; then we ask nbdkit each time, which knows.
+fn may_be_verbose(arguments: impl Iterator<Item = OsString>) -> bool {
+    let mut arguments = arguments.peekable();
+    arguments.peek().is_none()
+        || arguments.any(|argument| match argument.as_bytes() {
+            [b'-', b'-', rest @ ..] => rest.starts_with(b"v"),
+            [b'-', letters @ ..] => letters.contains(&b'v'),
+            _ => false,
+        })
 }
 
 /// Drops records from here on, and frees the filter's memory. Called from `unload`,
@@ -192,6 +212,24 @@ impl Log for NbdkitLog {
 mod tests {
     use std::fs;
     use std::path::{Path, PathBuf};
+
+    use super::may_be_verbose;
+
+    #[test]
+    fn nbdkit_can_be_verbose_only_if_an_argument_says_so() {
+        for (arguments, may_be) in [
+            ("nbdkit -f -U sock vvv", false),
+            ("nbdkit --foreground --filter=pause memory size=1v", false),
+            ("nbdkit -v memory", true),
+            ("nbdkit memory -fv", true),
+            ("nbdkit --verb memory", true),
+            ("nbdkit -e vol -Uv memory", true),
+            ("", true),
+        ] {
+            let words = arguments.split_whitespace().map(Into::into);
+            assert_eq!(may_be_verbose(words), may_be, "{arguments}");
+        }
+    }
 
     /// What a log macro is given is not evaluated where its level is off.
     #[test]
