@@ -11,6 +11,7 @@ pub mod control;
 pub mod debian;
 pub mod files;
 pub mod filter;
+pub mod log;
 pub mod nbd;
 pub mod nbdkit;
 pub mod process;

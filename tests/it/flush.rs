@@ -1,6 +1,6 @@
 //! `pause-flush`: all that was written is stable before a pause is in force, what a
-//! former server wrote as well, and nothing is flushed in vain. Where there is no thread to flush with is in
-//! `shortages.rs`, values that are refused are in `parameters.rs`.
+//! former server wrote as well, and nothing is flushed in vain. Where there is no thread
+//! to flush with is in `shortages.rs`, values that are refused are in `parameters.rs`.
 
 use super::*;
 
@@ -17,37 +17,8 @@ fn obedient() -> Setup {
 /// The connections that were flushed so far, in order.
 fn flushed(server: &Server) -> Vec<u32> {
     let log = server.logged();
-    lines(&log).iter().filter(|line| line.is("Flush", false)).map(|line| line.connection).collect()
-}
-
-/// A line of nbdkit-log-filter's report: the begin of a request, or its end.
-struct Logged {
-    connection: u32,
-    is_end: bool,
-    kind: String,
-    offset: usize,
-}
-
-impl Logged {
-    fn is(&self, kind: &str, is_end: bool) -> bool {
-        self.kind == kind && self.is_end == is_end
-    }
-}
-
-fn lines(log: &str) -> Vec<Logged> {
-    let mut offset = 0;
-    let parse = |line: &str| {
-        offset += line.len();
-        let (number, rest) = line.split_once("connection=")?.1.split_once(' ')?;
-        let kind = rest.split(' ').next()?.trim_end();
-        Some(Logged {
-            connection: number.parse().expect("a number"),
-            is_end: kind.starts_with("..."),
-            kind: kind.trim_start_matches('.').to_owned(),
-            offset,
-        })
-    };
-    log.split_inclusive('\n').filter_map(parse).collect()
+    let lines = log::lines(&log).into_iter();
+    lines.filter(|line| line.kind == "Flush" && line.begins).map(|line| line.connection).collect()
 }
 
 // What the kernel is asked for: strace.
@@ -77,33 +48,20 @@ fn expect_calls(setup: Setup, line: &str, expected: &str) {
     assert_eq!(events, expected.replace(' ', ""), "{line}");
 }
 
-fn over_a_file() -> Setup {
-    Setup::with_disk(1).flushes()
-}
-
 #[test]
-fn the_disk_is_synced_before_p_is_answered() {
-    expect_calls(over_a_file(), "write pause write pause write pause", "SPR SPR SPR");
-}
-
-/// A former server may have crashed and left its writes in a cache: once, nothing is
-/// known to be stable.
-#[test]
-fn after_the_first_time_nothing_is_synced_when_nothing_is_dirty() {
-    let line = "read pause read pause write pause pause read pause";
-    expect_calls(over_a_file(), line, "SPR PR SPR PR PR");
-}
-
-#[test]
-fn what_a_client_has_flushed_itself_is_not_synced_again() {
-    expect_calls(over_a_file(), "write flush pause write flush write pause", "S PR S SPR");
-}
-
-#[test]
-fn what_was_written_with_fua_is_not_synced_again() {
-    // One with FUA does not cover one without.
-    let line = "pause write+fua trim+fua zero+fua pause write write+fua pause";
-    expect_calls(over_a_file(), line, "SPR S S S PR S SPR");
+fn the_disk_is_synced_before_p_is_answered_and_never_in_vain() {
+    for (line, calls) in [
+        ("write pause write pause write pause", "SPR SPR SPR"),
+        // A former server may have crashed and left its writes in a cache: once,
+        // nothing is known to be stable.
+        ("read pause read pause write pause pause read pause", "SPR PR SPR PR PR"),
+        // What a client has flushed itself is not synced again.
+        ("write flush pause write flush write pause", "S PR S SPR"),
+        // Nor what has FUA, which does not cover what has not.
+        ("pause write+fua trim+fua zero+fua pause write write+fua pause", "SPR S S S PR S SPR"),
+    ] {
+        expect_calls(Setup::with_disk(1).flushes(), line, calls);
+    }
 }
 
 #[test]
@@ -154,15 +112,6 @@ fn every_connection_is_flushed_once_and_then_each_dirty_one_and_no_other() {
 }
 
 #[test]
-fn a_hold_flushes_too_and_the_second_one_finds_it_done() {
-    let mut stage = Stage::on(logged().holds());
-    stage.play("write A:+=+");
-    assert_eq!(flushed(&stage.server), [1]);
-    stage.play("B:+=+");
-    assert_eq!(flushed(&stage.server), [1]);
-}
-
-#[test]
 fn under_load_no_write_is_ever_left_without_a_flush_in_a_pause() {
     const PAUSES: usize = 30;
     let mut random = Random::new();
@@ -178,48 +127,30 @@ fn under_load_no_write_is_ever_left_without_a_flush_in_a_pause() {
         thread::sleep(random.millis(0..5));
         controller.pause();
         before = server.logged_bytes();
-        pauses.push(before as usize);
+        pauses.push(before);
         thread::sleep(random.millis(1..10));
         // A client may connect meanwhile.
         let since = &server.logged()[before as usize..];
-        let is_touched = |line: &Logged| ["Write", "Flush"].contains(&line.kind.as_str());
-        assert!(!lines(since).iter().any(is_touched), "{since}");
+        let is_touched = |line: &log::Line| ["Write", "Flush"].contains(&line.kind);
+        assert!(!log::lines(since).iter().any(is_touched), "{since}");
         controller.resume();
     }
     load.kill();
-    // By connection: written since the last flush began, and that one has ended.
-    let mut dirty: HashMap<u32, bool> = HashMap::new();
-    let mut flushes = 0;
-    let mut pauses = pauses.into_iter().peekable();
-    for line in lines(&server.logged()) {
-        if pauses.next_if(|&pause| line.offset > pause).is_some() {
-            assert!(!dirty.values().any(|&dirty| dirty), "{dirty:?}");
-        }
-        if line.is("Write", true) {
-            dirty.insert(line.connection, true);
-        } else if line.is("Flush", false) {
-            dirty.insert(line.connection, false);
-            flushes += 1;
-        }
-    }
-    assert!(pauses.next().is_none());
+    let unflushed = log::unflushed_at(&log::lines(&server.logged()), pauses);
+    assert!(unflushed.is_empty(), "{unflushed:?}");
+    let flushes = flushed(&server).len();
     assert!(flushes >= PAUSES, "{flushes} flushes: this proves nothing");
 }
 
 // A connection that closes.
 
-#[test]
-fn the_writes_of_a_connection_that_has_closed_are_stable_in_the_next_pause() {
-    let mut stage = Stage::on(logged());
-    stage.play("write goes is-gone A:p=P");
-    assert_eq!(flushed(&stage.server), [1]);
-}
-
-#[test]
-fn a_clean_connection_that_closes_is_not_flushed() {
-    let mut stage = Stage::on(logged());
-    stage.play("write flush goes read goes is-gone A:p=P");
-    assert_eq!(flushed(&stage.server), [1]);
+dialogues! {
+    obedient() => {
+        the_writes_of_a_connection_that_has_closed_are_stable_in_the_next_pause:
+            "write goes is-gone flushed:1 A:p=P";
+        a_clean_connection_that_closes_is_not_flushed:
+            "write flush goes read goes is-gone A:p=P flushed:1";
+    }
 }
 
 /// A client that has written leaves while a pause drains.
@@ -342,41 +273,22 @@ dialogues! {
         a_last_flush_that_failed_is_told_even_if_the_pause_that_finds_it_is_ended:
             "make:broken write goes is-gone remove:broken write make:slow remove:flushes"
             "A:p await:flushes B:r=R A:=X remove:slow A:p=X says:could_not_be_flushed A:p=P";
+        requests_are_held_from_p_on_through_the_flush_until_r:
+            "write make:slow A:p await:flushes held A:= still remove:slow A:=P still A:r=R flow";
         a_server_that_is_told_to_end_during_a_flush_ends_well:
             "write make:slow A:p await:flushes term goes wait:300";
+    }
+    obedient().holds() => {
+        a_hold_flushes_too_and_the_second_one_finds_it_done:
+            "write make:slow A:+ await:flushes A:= remove:slow A:=+ B:+=+ flushed:1";
+        /// The holds that were not had are not there.
+        a_flush_that_fails_fails_all_who_wait:
+            "write make:slow A:p B:+ C:p D:+ await:flushes make:broken remove:slow ABCD:=X read"
+            "remove:broken A:pr=PR read";
     }
     obedient().with("can_flush=exit 3") => {
         a_plugin_that_cannot_flush_is_paused_without:
             "write A:p=P held A:r=R flow flushed:0";
-    }
-}
-
-#[test]
-fn a_flush_that_fails_for_one_connection_fails_all_who_wait() {
-    let mut stage = Stage::on(obedient().holds());
-    let mut others = [Client::connect(&stage.server), Client::connect(&stage.server)];
-    for client in &mut others {
-        client.ask(WRITE);
-    }
-    stage.play("write make:slow A:p B:+ C:p D:+ await:flushes make:broken remove:slow ABCD:=X");
-    for client in &mut others {
-        client.ask(READ);
-    }
-    // The holds that were not had are not there.
-    stage.play("read remove:broken A:pr=PR read");
-}
-
-#[test]
-fn requests_are_held_from_p_on_through_the_flush_until_r() {
-    let mut stage = Stage::on(obedient());
-    stage.play("write make:slow A:p await:flushes");
-    let held = ONE_OF_EACH.map(|request| stage.client().send(request));
-    stage.play("A:=").client().expect_held(&held, A_WHILE);
-    stage.play("remove:slow A:=P").client().expect_held(&held, A_WHILE);
-    assert_eq!(stage.server.size("written"), 512);
-    stage.play("A:r=R");
-    for ticket in held {
-        stage.client().goes_on(ticket);
     }
 }
 

@@ -67,6 +67,7 @@ use common::files::{
     Look, bound_socket, exchange, leave_dead, lock, look, make_fifo, set_mode, socket_mode,
 };
 use common::filter::PACKAGE;
+use common::log;
 use common::nbd::{Flush, Read, Trim, Write, Zero};
 use common::process::{descriptors, limit_descriptors, next_descriptor, resident_kib};
 use common::process::{go_on, is_alive, send_signal, stop, threads};

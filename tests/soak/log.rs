@@ -1,24 +1,10 @@
-//! What the plugin saw: nbdkit-log-filter's lines, and what must never be
-//! among them.
+//! What must never be among the lines of nbdkit-log-filter.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
+use crate::common::log::{self, Line};
 use crate::load::{Life, REGION};
 use pause_model::Pause;
-
-const KINDS: [&str; 7] = ["Read", "Write", "Zero", "Trim", "Extents", "Cache", "Flush"];
-
-/// One line: a request begins, or ends.
-struct Line<'a> {
-    /// Where it begins in the log.
-    position: u64,
-    text: &'a str,
-    connection: u32,
-    kind: &'a str,
-    id: u64,
-    begins: bool,
-    offset: Option<u64>,
-}
 
 pub struct Log<'a> {
     lines: Vec<Line<'a>>,
@@ -28,12 +14,7 @@ pub struct Log<'a> {
 
 impl<'a> Log<'a> {
     pub fn new(text: &'a str) -> Self {
-        let mut position = 0;
-        let mut lines = Vec::new();
-        for line in text.split_inclusive('\n') {
-            lines.extend(parse(position, line.trim_end()));
-            position += line.len() as u64;
-        }
+        let lines = log::lines(text);
         let mut at_work = vec![0];
         for line in &lines {
             at_work.push(at_work[at_work.len() - 1] + if line.begins { 1 } else { -1 });
@@ -123,73 +104,18 @@ impl<'a> Log<'a> {
 
     /// When a pause is in force, all that was changed was flushed since.
     pub fn unflushed_in(&self, pauses: &[Pause]) -> Vec<String> {
-        #[derive(Default)]
-        struct State<'a> {
-            /// Changes that are done, and how many of them are stable.
-            changes: u64,
-            stable: u64,
-            last: &'a str,
-            flushes: HashMap<u64, u64>,
-        }
-        let mut starts: Vec<u64> = pauses.iter().map(|pause| pause.from.log).collect();
-        starts.sort_unstable();
-        let mut starts = starts.into_iter().peekable();
-        let mut connections: HashMap<u32, State> = HashMap::new();
-        let mut wrong = HashSet::new();
-        // One more, so that the last pauses are looked at.
-        for line in self.lines.iter().map(Some).chain([None]) {
-            let position = line.map_or(u64::MAX, |line| line.position);
-            while starts.next_if(|&start| start <= position).is_some() {
-                let unflushed = connections.values().filter(|state| state.stable < state.changes);
-                wrong.extend(unflushed.map(|state| format!("not flushed: {}", state.last)));
-            }
-            let Some(line) = line else { break };
-            let state = connections.entry(line.connection).or_default();
-            match (line.kind, line.begins) {
-                ("Write" | "Zero" | "Trim", false) => {
-                    state.changes += 1;
-                    state.last = line.text;
-                }
-                ("Flush", true) => {
-                    state.flushes.insert(line.id, state.changes);
-                }
-                ("Flush", false) => {
-                    let flushed = state.flushes.remove(&line.id).unwrap_or(0);
-                    state.stable = state.stable.max(flushed);
-                }
-                _ => {}
-            }
-        }
-        wrong.into_iter().collect()
+        let starts = pauses.iter().map(|pause| pause.from.log).collect();
+        log::unflushed_at(&self.lines, starts).into_iter().collect()
     }
 }
 
 /// The connection of client `life`, if a request of it has reached the plugin.
-/// The log may still grow: its last line may not be whole.
 pub fn connection_of(life: u64, text: &str) -> Option<u32> {
-    let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
-    let mut lines = whole.filter_map(|line| parse(0, line.trim_end()));
-    let its = |line: &Line| line.offset.is_some_and(|offset| offset / REGION == life);
-    lines.find(its).map(|line| line.connection)
+    let its = |line: &&Line| line.offset.is_some_and(|offset| offset / REGION == life);
+    log::lines(text).iter().find(its).map(|line| line.connection)
 }
 
 /// Whether the server has closed that connection; no request of it waits then.
 pub fn has_ended(connection: u32, text: &str) -> bool {
     text.contains(&format!(" connection={connection} Disconnect "))
-}
-
-/// `DATE TIME connection=1 Write id=2 offset=0x200 count=0x200 ...`, and at its
-/// end `DATE TIME connection=1 ...Write id=2 return=0`. None for other lines. (1.48
-/// has `!` in place of the time on a thread without a connection, as the filter's own.)
-fn parse(position: u64, text: &str) -> Option<Line<'_>> {
-    let mut words = text.split(' ').skip_while(|word| !word.starts_with("connection="));
-    let connection = words.next()?.strip_prefix("connection=")?.parse().ok()?;
-    let action = words.next()?;
-    let ends = action.strip_prefix("...");
-    let kind = ends.unwrap_or(action);
-    let id = words.next()?.strip_prefix("id=")?.parse().ok()?;
-    let offset = words.next().and_then(|word| word.strip_prefix("offset=0x"));
-    let offset = offset.and_then(|offset| u64::from_str_radix(offset, 16).ok());
-    let begins = ends.is_none();
-    KINDS.contains(&kind).then_some(Line { position, text, connection, kind, id, begins, offset })
 }
