@@ -2,7 +2,6 @@
 //! own, which goes with it. What it is asked and says as it runs is in `server.rs`.
 
 use std::fs;
-use std::io;
 use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
@@ -74,7 +73,6 @@ pub struct Setup {
     pub(super) tls: bool,
     pub(super) background: bool,
     pub(super) user: Option<u32>,
-    refused_call: Option<u32>,
 }
 
 /// A plugin that does as it is told by files in its folder: reads last as long as
@@ -126,7 +124,6 @@ impl Setup {
             tls: false,
             background: false,
             user: None,
-            refused_call: None,
         }
     }
 
@@ -304,13 +301,6 @@ impl Setup {
         self.under(&["prlimit", &format!("--nofile={count}")])
     }
 
-    /// One system call, by its number, fails with ENOSYS, as on an old kernel
-    /// or in a container that forbids it.
-    pub fn refused_call(mut self, number: libc::c_long) -> Self {
-        self.refused_call = Some(number.try_into().expect("a system call"));
-        self
-    }
-
     /// Started by another program, such as strace, inside of those given before.
     pub fn under(mut self, wrapper: &[&str]) -> Self {
         self.wrapper.extend(owned(wrapper));
@@ -344,11 +334,6 @@ impl Setup {
         command.args(&words[1..]).envs(nbdkit::environment()).current_dir(self.dir.path());
         if let Some(user) = self.user {
             command.uid(user).gid(user);
-        }
-        if let Some(number) = self.refused_call {
-            // SAFETY: prctl(2) is a plain system call, which may be made between fork
-            // and exec; what it reads is of the callee's frame.
-            unsafe { command.pre_exec(move || refuse_call(number)) };
         }
         command
     }
@@ -434,28 +419,6 @@ impl Setup {
         assert_eq!(finished.status.code(), Some(1), "{finished:#?}");
         finished
     }
-}
-
-/// A seccomp filter on this process and all that it becomes: system call
-/// `number` fails with ENOSYS.
-fn refuse_call(number: u32) -> io::Result<()> {
-    let statement =
-        |code: u32, k: u32, jf: u8| libc::sock_filter { code: code as u16, jt: 0, jf, k };
-    let enosys = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs();
-    // The number is the first word of seccomp_data.
-    let mut code = [
-        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
-        statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, number, 1),
-        statement(libc::BPF_RET | libc::BPF_K, enosys, 0),
-        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW, 0),
-    ];
-    let program = libc::sock_fprog { len: code.len() as u16, filter: code.as_mut_ptr() };
-    // SAFETY: prctl(2) reads the program, which is of this frame.
-    let refused = unsafe {
-        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
-            || libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) != 0
-    };
-    if refused { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn free_port() -> u16 {
