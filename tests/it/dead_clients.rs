@@ -53,15 +53,9 @@ fn held_writes_are_never_applied(setup: Setup, model: ThreadModel, writes: usize
 }
 
 #[test]
-fn a_held_write_of_a_dead_client_is_never_applied() {
+fn one_held_write_of_a_dead_client_and_many_are_never_applied() {
     for model in ThreadModel::ALL {
         held_writes_are_never_applied(UNIX(), model, 1);
-    }
-}
-
-#[test]
-fn sixty_four_held_writes_of_a_dead_client_are_never_applied() {
-    for model in ThreadModel::ALL {
         held_writes_are_never_applied(UNIX(), model, MANY);
     }
 }
@@ -105,10 +99,6 @@ fn held_writes_of_a_client_killed_right_before_the_resume_are_never_applied() {
     for model in ThreadModel::ALL {
         killed_right_before_the_resume(UNIX(), model);
     }
-}
-
-#[test]
-fn held_writes_of_a_tcp_client_killed_right_before_the_resume_are_never_applied() {
     killed_right_before_the_resume(TCP(), ThreadModel::Parallel);
 }
 

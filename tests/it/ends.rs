@@ -36,12 +36,8 @@ fn writes_back_at_the_end(call: &str) -> Setup {
     }
 }
 
-fn written(stage: &Stage) -> u64 {
-    fs::metadata(stage.server.path("written")).map_or(0, |file| file.len())
-}
-
 fn comes_to(stage: &Stage, size: u64) {
-    eventually("it is written", PROMPT, || written(stage) == size);
+    eventually("it is written", PROMPT, || stage.server.size("written") == size);
 }
 
 #[test]
@@ -49,7 +45,7 @@ fn a_close_that_may_write_waits_for_the_end_of_the_pause() {
     for (pause, resume) in [("A:p=P", "A:r=R"), ("A:+=+", "A:-=-")] {
         let mut stage = Stage::on(writes_back_in("close").holds());
         stage.play("write").play(pause).play("goes wait:500");
-        assert_eq!(written(&stage), 0, "{pause}");
+        assert_eq!(stage.server.size("written"), 0, "{pause}");
         stage.play(resume);
         comes_to(&stage, 512);
         stage.play("is-gone");
@@ -63,9 +59,9 @@ fn a_pause_waits_for_a_close_that_may_write() {
     // It had begun before the pause was asked for, or was let in by an end of one.
     for (before, size) in [("goes await:begun", 512), ("A:p=P goes A:r=R await:begun", 1024)] {
         stage.play("make:slow write").play(before).play("A:p= remove:slow A:=P");
-        assert_eq!(written(&stage), size, "{before}");
+        assert_eq!(stage.server.size("written"), size, "{before}");
         stage.play("wait:300");
-        assert_eq!(written(&stage), size, "{before}");
+        assert_eq!(stage.server.size("written"), size, "{before}");
         stage.play("A:r=R is-gone remove:begun");
     }
     stage.end();
@@ -104,7 +100,7 @@ fn when_the_server_ends_nobody_has_a_pause_any_more_before_the_plugin_can_write(
         for (pause, lost) in [("A:p=P", "A:p=X"), ("A:+=+", "A:-=X")] {
             let mut stage = Stage::on(writes_back_at_the_end(call).holds());
             stage.play("write goes is-gone make:slow").play(pause).play("term await:begun");
-            assert_eq!(written(&stage), 0);
+            assert_eq!(stage.server.size("written"), 0);
             // The control thread has gone by then.
             if call == "cleanup" {
                 stage.play(lost).play("A:r=R A:p=X");

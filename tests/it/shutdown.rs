@@ -89,30 +89,14 @@ fn at_sigterm_what_waits_in_nbdkit_for_a_held_request_is_carried_out() {
     assert_eq!(disk[512..20 * 512], [0xee; 19 * 512]);
 }
 
-#[test]
-fn sigterm_ends_a_stuck_drain() {
-    let server = Setup::in_memory().logged().below("delay", &["rdelay=30"]).start();
-    let mut client = Client::connect(&server);
-    let stuck = client.send(READ);
-    eventually("the read is below us", GENEROUS, || server.logged().contains(" Read id=1"));
-    let mut controller = server.controller();
-    controller.send(b"p");
-    controller.expect_silence(A_WHILE);
-    let held = client.held(WRITE);
-    server.terminate();
-    for ticket in [stuck, held] {
-        let reply = client.reply_within(ticket, PROMPT);
-        assert!(matches!(reply, Some(Err(_))), "{reply:?}");
-    }
-    drop(client);
-    let ended = server.ended(PROMPT).well();
-    assert!(!fs::read_to_string(ended.path("log")).unwrap().contains(" Write "));
-}
-
 dialogues! {
     Setup::in_memory() => {
         sigterm_during_a_pause_without_clients_ends_the_server:
             "goes is-gone A:p=P term A.is-closed";
+    }
+    Setup::obedient() => {
+        sigterm_during_a_drain_drops_held_requests_and_the_server_goes_when_the_plugin_returns:
+            "reading A:p= held term dropped";
     }
 }
 
