@@ -9,6 +9,10 @@ fn with_holds(setup: Setup) -> Setup {
     setup.holds().flushes().below("fua", &["fuamode=discard"])
 }
 
+const STOCK: fn() -> Setup = || Setup::with_disk(1).stock();
+const PLAIN: fn() -> Setup = || Setup::with_disk(1);
+const HOLDS: fn() -> Setup = || with_holds(Setup::with_disk(1));
+
 /// A process that writes, and prints a number when that is on the disk.
 struct Writer(Process);
 
@@ -106,107 +110,87 @@ fn snapshots_while_helpers_are_killed(
     }
 }
 
-// A writer with a journal of its own, on two disks.
+/// Copies the disks, one after the other, and takes its time.
+const COPY: &str = r#"
+    folder=$1 number=0
+    shift
+    for disk; do
+        cp --reflink=auto "$disk" "$folder/$number" && sleep 0.02 || exit
+        number=$((number + 1))
+    done"#;
 
-/// Blocks on each disk. A block is full of its number.
-const BLOCKS: u64 = 64;
-const BLOCK: usize = 4096;
+// Several disks under one run: they are copied as a power cut would have left them.
 
-/// Writes number n to the journal's four places, waits, writes n to the block
-/// of the data disk, waits, and so on. All of them go round.
-const JOURNALED: &str = r#"
-import struct, sys, nbd
-journal, data = nbd.NBD(), nbd.NBD()
-journal.connect_uri(sys.argv[1])
-data.connect_uri(sys.argv[2])
+/// Writes number n to two blocks of each disk in turn, waits for each reply, then n + 1,
+/// and so on. A block is full of its number.
+const IN_TURN: &str = r#"
+import sys, nbd
+disks = [nbd.NBD() for uri in sys.argv[1:]]
+for disk, uri in zip(disks, sys.argv[1:]):
+    disk.connect_uri(uri)
 n = 0
 while True:
     n += 1
-    block = struct.pack("<Q", n) * 512
-    buffer = nbd.Buffer.from_bytearray(bytearray(block))
-    place = n % 64 * 4096
-    cookies = [journal.aio_pwrite(buffer, place + part * 64 * 4096) for part in range(3)]
-    for cookie in cookies:
-        while not journal.aio_command_completed(cookie):
-            journal.poll(-1)
-    journal.pwrite(block, place + 3 * 64 * 4096)
-    data.pwrite(block, place)
+    for disk in disks:
+        for place in 0, 512 * 1024:
+            disk.pwrite(n.to_bytes(8, "little") * 512, place)
     print(n, flush=True)
 "#;
 
-/// The numbers of the blocks of a copy; None for one that is torn.
-fn blocks(copy: &Path) -> Vec<Option<u64>> {
-    let content = fs::read(copy).expect("a copy");
-    content
-        .chunks(BLOCK)
-        .map(|block| {
-            let mut numbers =
-                block.chunks(8).map(|number| u64::from_le_bytes(number.try_into().unwrap()));
-            let first = numbers.next().unwrap();
-            numbers.all(|number| number == first).then_some(first)
-        })
-        .collect()
-}
-
-/// What has to be true of a set that a power cut has left; or what is not.
-fn journal_rule(folder: &Path, acknowledged: u64) -> Result<(), String> {
-    let (journal, data) = (blocks(&folder.join("journal")), blocks(&folder.join("data")));
-    let place = |n: u64| (n % BLOCKS) as usize;
-    let parts = |n: u64, part: usize| journal[place(n) + part * BLOCKS as usize];
-    // The last number that was committed.
-    let committed = (0..BLOCKS).filter_map(|n| parts(n, 3)).max().ok_or("no commit")?;
-    if committed < acknowledged {
-        return Err(format!("{acknowledged} was acknowledged, {committed} is committed"));
-    }
-    // All that is so young that nothing has come over it.
-    let oldest = (committed + 2).saturating_sub(BLOCKS).max(1);
-    for n in oldest..=committed {
-        // All was in the journal before the commit, and all stays.
-        for part in 0..4 {
-            if parts(n, part) != Some(n) {
-                return Err(format!("part {part} of {n} is {:?}", parts(n, part)));
+/// So far as the writer has come in its round, a block has the number of the first one;
+/// from there on, the one before; and all that was acknowledged is there.
+fn in_turn_rule(folder: &Path, count: usize, acknowledged: u64) -> Result<(), String> {
+    let copies = (0..count).map(|disk| fs::read(folder.join(disk.to_string())).expect("a copy"));
+    let mut numbers = Vec::new();
+    for copy in copies {
+        for block in [&copy[..4096], &copy[512 * 1024..][..4096]] {
+            let number = u64::from_le_bytes(block[..8].try_into().unwrap());
+            if block != number.to_le_bytes().repeat(512) {
+                return Err(format!("a block with {number} is torn"));
             }
-        }
-        // The data went out after the commit, and came in before the next one.
-        let data = data[place(n)];
-        if data != Some(n) && n != committed {
-            return Err(format!("the data of {n} is {data:?}, {committed} is committed"));
+            numbers.push(number);
         }
     }
-    match data.iter().position(|&data| data.is_none_or(|data| data > committed)) {
-        Some(place) => Err(format!("block {place} is {:?}, after {committed}", data[place])),
-        None => Ok(()),
-    }
+    let behind: Vec<u64> = numbers.iter().map(|number| numbers[0].wrapping_sub(*number)).collect();
+    let is_right = behind.is_sorted()
+        && behind.iter().all(|&behind| behind <= 1)
+        && numbers.iter().all(|&number| number >= acknowledged);
+    if is_right { Ok(()) } else { Err(format!("{numbers:?}, {acknowledged} was acknowledged")) }
 }
-
-/// The journal first, which is the wrong way without a pause.
-const COPY_BOTH: &str = r#"
-    cp --reflink=auto "$2" "$1/journal" && sleep 0.02 && cp --reflink=auto "$3" "$1/data""#;
 
 #[test]
-fn no_good_snapshot_of_a_journal_and_its_data_on_two_disks_is_torn() {
-    let servers: [Server; 2] = [1, 2].map(|_| with_holds(Setup::with_disk(1)).start());
-    let mut command = Command::new(PYTHON);
-    command.args(["-c", JOURNALED]).args(servers.iter().map(Server::uri));
-    let mut writer = Writer(Process::start(command));
-    let disks = [servers[0].path("disk.img"), servers[1].path("disk.img")];
-    let disks = [disks[0].as_path(), disks[1].as_path()];
-    // Once all blocks are in use.
-    writer.comes_to(2 * BLOCKS + 1);
-    snapshots_while_helpers_are_killed(
-        &[&servers[0], &servers[1]],
-        &mut writer,
-        (COPY_BOTH, &disks),
-        (25, 25),
-        |folder, acknowledged| journal_rule(folder, acknowledged).unwrap(),
-    );
-    // What the rule finds where nothing is paused.
-    let mut next_folder = folders(servers[1].dir().to_owned());
-    eventually("a torn snapshot without a pause", GENEROUS, || {
-        let folder = next_folder();
-        without_pause(COPY_BOTH, &[&[folder.as_path()], &disks[..]].concat());
-        journal_rule(&folder, 0).is_err()
-    });
+fn no_good_snapshot_of_several_disks_has_a_torn_block_or_writes_out_of_order() {
+    for (setup, count, numbers) in [
+        (STOCK, 2, (8, 0)),
+        (STOCK, 8, (8, 0)),
+        (PLAIN, 3, (8, 0)),
+        (PLAIN, 8, (8, 0)),
+        (HOLDS, 2, (25, 25)),
+        (HOLDS, 8, (8, 8)),
+    ] {
+        println!("{count} disks, {numbers:?} snapshots");
+        let servers: Vec<Server> = (0..count).map(|_| setup().start()).collect();
+        let disks: Vec<_> = servers.iter().map(|server| server.path("disk.img")).collect();
+        let disks: Vec<&Path> = disks.iter().map(PathBuf::as_path).collect();
+        let mut command = Command::new(PYTHON);
+        command.args(["-c", IN_TURN]).args(servers.iter().map(Server::uri));
+        let mut writer = Writer(Process::start(command));
+        writer.comes_to(1);
+        snapshots_while_helpers_are_killed(
+            &servers.iter().collect::<Vec<_>>(),
+            &mut writer,
+            (COPY, &disks),
+            numbers,
+            |folder, acknowledged| in_turn_rule(folder, count, acknowledged).unwrap(),
+        );
+        // What the rule finds where nothing is paused.
+        let mut next_folder = folders(servers[0].path("unpaused"));
+        eventually("a torn snapshot without a pause", GENEROUS, || {
+            let folder = next_folder();
+            without_pause(COPY, &[&[folder.as_path()], &disks[..]].concat());
+            in_turn_rule(&folder, count, 0).is_err()
+        });
+    }
 }
 
 // A real file system.
@@ -248,7 +232,7 @@ while not os.path.exists("stop"):
 /// What has to be true of a file system that a power cut has left: e2fsck is
 /// content once the journal is replayed, and all acknowledged files are there.
 fn file_system_rule(folder: &Path, acknowledged: u64) -> Result<(), String> {
-    let image = folder.join("image");
+    let image = folder.join("0");
     let on_image = |program: &str, arguments: &[&str]| {
         let mut command = clients::system_program(program);
         command.args(arguments).arg(&image);
@@ -282,16 +266,14 @@ fn file_system_rule(folder: &Path, acknowledged: u64) -> Result<(), String> {
     Ok(())
 }
 
-const COPY: &str = r#"cp --reflink=auto "$2" "$1/image""#;
-
 /// The end of the disk first, and the beginning with the journal's superblock
 /// later, as a snapshot that takes long would.
 const COPY_SLOWLY: &str = r#"
     size=$(stat -c %s "$2")
-    dd if="$2" of="$1/image" bs=1M skip=4 seek=4 conv=notrunc status=none
+    dd if="$2" of="$1/0" bs=1M skip=4 seek=4 conv=notrunc status=none
     sleep 0.1
-    dd if="$2" of="$1/image" bs=1M count=4 conv=notrunc status=none
-    truncate -s "$size" "$1/image""#;
+    dd if="$2" of="$1/0" bs=1M count=4 conv=notrunc status=none
+    truncate -s "$size" "$1/0""#;
 
 #[test]
 fn no_good_snapshot_of_a_mounted_ext4_is_torn() {

@@ -1,6 +1,6 @@
 //! `nbdkit-pause run`: the command runs while all servers are paused, and only then,
-//! and they are resumed whatever happens. Several disks under one `run` are copied as a
-//! power cut would have left them. Pauses that don't last are in `breaks.rs`.
+//! and they are resumed whatever happens. Pauses that don't last are in `breaks.rs`, and
+//! the copies that a `run` has made are looked at in the filter's own `snapshots.rs`.
 
 use super::*;
 
@@ -197,82 +197,4 @@ fn it_resumes_even_if_nobody_reads_what_it_says() {
     eventually("the helper has ended", GENEROUS, || server.content("status").ends_with('\n'));
     assert_eq!(server.content("status"), "0\n");
     expect_flow(&server);
-}
-
-// Several disks: a write that was acknowledged before another was issued is in the set
-// of copies if the other is.
-
-/// Copies all disks, one after the other, and takes its time.
-const COPY: &str = r#"for disk; do
-    cp --reflink=auto "$disk/disk.img" "$disk/copy.img" || exit
-    sleep 0.02
-done"#;
-
-/// Writes 1 to each disk in turn, waits for each reply, then 2, and so on.
-fn write_until(stop: &AtomicBool, servers: &[Server]) {
-    let mut clients: Vec<_> = servers.iter().map(Client::connect).collect();
-    for number in 1u64.. {
-        for client in &mut clients {
-            if stop.load(Ordering::Relaxed) {
-                return;
-            }
-            client.ask(Write(0, (number % 256) as u8));
-        }
-    }
-}
-
-/// Whether the copies can be of one moment: so far as the writer has come in
-/// its round, a disk has the number of the first; from there on, the one
-/// before.
-fn is_intact(servers: &[Server]) -> bool {
-    let numbers: Vec<u8> = servers.iter().map(|server| read(server, "copy.img")[0]).collect();
-    let behind: Vec<u8> = numbers.iter().map(|&number| numbers[0].wrapping_sub(number)).collect();
-    behind.is_sorted() && behind.iter().all(|&behind| behind <= 1)
-}
-
-fn copy(servers: &[Server], paused: bool) {
-    let mut command = match paused {
-        true => Command::new(PROGRAM),
-        false => Command::new("sh"),
-    };
-    if paused {
-        command.arg("run").args(servers.iter().map(Server::control_path)).args(["--", "sh"]);
-    }
-    command.args(["-c", COPY, "sh"]).args(servers.iter().map(Server::dir));
-    command.ends(0, &[]);
-}
-
-#[test]
-fn a_set_of_copies_under_one_run_has_the_order_of_writes_across_disks_intact() {
-    let mut random = Random::new();
-    for kind in KINDS {
-        for count in [2, 3, 8] {
-            let servers: Vec<_> =
-                (0..count).map(|_| kind.of(Setup::with_disk(1)).start()).collect();
-            let stop = AtomicBool::new(false);
-            thread::scope(|scope| {
-                scope.spawn(|| write_until(&stop, &servers));
-                // Also when an assertion fails.
-                let _stop = StopWhenDropped(&stop);
-                for _ in 0..8 {
-                    thread::sleep(random.millis(0..30));
-                    copy(&servers, true);
-                    assert!(is_intact(&servers), "{kind:?}, {count} disks");
-                }
-                // What the check would find: the same without the pause.
-                eventually("the check finds something", GENEROUS, || {
-                    copy(&servers, false);
-                    !is_intact(&servers)
-                });
-            });
-        }
-    }
-}
-
-struct StopWhenDropped<'a>(&'a AtomicBool);
-
-impl Drop for StopWhenDropped<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
