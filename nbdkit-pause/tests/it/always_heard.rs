@@ -60,10 +60,9 @@ fn expect_to_be_heard<T>(stuck: impl Fn(&Server) -> (String, T) + Sync) {
         let start = |script: &str| {
             let server = kind.start();
             // Dropped last, also where this panics: see `T`.
-            let mut run;
+            let run;
             let (path, stuck) = stuck(&server);
-            run = start_with_stderr(run_of(&server, script), &path);
-            run.runs_until("the command runs", || server.path("running").exists());
+            run = started(&server, start_with_stderr(run_of(&server, script), &path));
             let held = expect_paused(&server);
             (server, run, held, stuck)
         };
@@ -192,8 +191,7 @@ fn a_standard_error_on_the_paused_disk_keeps_nobody_from_being_heard() {
 fn what_standard_error_does_not_take_is_said_when_it_does() {
     let server = Holds.start();
     let (path, mut pipe) = full_pipe(&server);
-    let mut run = start_with_stderr(run_of(&server, UNTIL_TOLD), &path);
-    run.runs_until("the command runs", || server.path("running").exists());
+    let run = started(&server, start_with_stderr(run_of(&server, UNTIL_TOLD), &path));
     finish_run(&server, run).ends(0, &[]);
     let last = "sh ended with exit status: 0\n";
     read_until(&mut pipe, &["control: paused", "running sh", "uninterrupted", last]);
@@ -207,8 +205,7 @@ fn what_there_is_no_room_for_is_counted_and_the_last_word_is_said() {
     let shell = format!("{}bin/sh", "/".repeat(3000));
     let mut command = call(&server, &format!("run control -- {shell} -c"));
     command.arg(format!("trap '' HUP INT; {UNTIL_TOLD}"));
-    let mut run = start_with_stderr(command, &path);
-    run.runs_until("the command runs", || server.path("running").exists());
+    let run = started(&server, start_with_stderr(command, &path));
     let status = format!("/proc/{}/status", run.pid());
     for _ in 0..300 {
         for signal in [SIGHUP, SIGINT] {
@@ -272,16 +269,19 @@ fn killed_while_the_program_is_being_loaded_it_resumes_where_there_are_holds() {
 }
 
 #[test]
-fn killed_while_the_server_drains_it_leaves_no_process() {
+fn killed_while_the_servers_drain_it_leaves_no_process_and_resumes_where_there_are_holds() {
     for kind in KINDS {
-        let (server, _client) = kind.stuck();
-        let run = run_on(&[&server], "", "touch ran");
-        let _held = wait_until_paused(&server);
+        let (quick, (stuck, _client)) = (kind.start(), kind.stuck());
+        let run = run_on(&[&quick, &stuck], "", "touch ran");
+        let held = [&quick, &stuck].map(wait_until_paused);
         let processes = children(run.pid());
         assert!(!processes.is_empty(), "nothing waits for its word");
         run.signal(SIGKILL);
         eventually("they end", PROMPT, || processes.iter().all(|&pid| !is_alive(pid)));
-        assert!(!server.path("ran").exists());
+        if kind == Holds {
+            held.into_iter().for_each(Held::goes_on);
+        }
+        assert!(!quick.path("ran").exists());
     }
 }
 
@@ -357,15 +357,18 @@ fn a_sigterm_and_a_sigchld_that_were_ignored_are_heard() {
 }
 
 #[test]
-fn the_command_inherits_the_signals_that_the_helper_was_given() {
-    let server = Holds.start();
-    let show = ["grep", "^Sig[BI]", "/proc/self/status"];
-    for first in [block, ignore] {
-        let mut direct = Command::new(show[0]);
-        direct.args(&show[1..]);
-        let through = call(&server, &format!("run control -- {}", show.join(" ")));
-        let [direct, through] =
-            [direct, through].map(|it| run(after(first, it)).succeeded().stdout);
-        assert_eq!(through, direct);
+fn the_command_inherits_what_the_helper_was_given_and_no_more() {
+    for kind in KINDS {
+        let server = kind.start();
+        for show in ["grep ^Sig[BI] /proc/self/status", "ls /proc/self/fd"] {
+            let words: Vec<&str> = show.split(' ').collect();
+            for first in [|| {}, block, ignore] {
+                let direct = command_of(&server, &words);
+                let through = call(&server, &format!("run control -- {show}"));
+                let [direct, through] =
+                    [direct, through].map(|it| run(after(first, it)).succeeded().stdout);
+                assert_eq!(through, direct);
+            }
+        }
     }
 }

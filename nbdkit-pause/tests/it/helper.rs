@@ -60,11 +60,16 @@ pub fn stuck(setup: Setup) -> (Server, Client) {
     (server, client)
 }
 
+/// These words as a command, in the server's folder.
+pub fn command_of(server: &Server, words: &[&str]) -> Command {
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).current_dir(server.dir());
+    command
+}
+
 /// `nbdkit-pause` with these words as arguments, in the server's folder.
 pub fn call(server: &Server, words: &str) -> Command {
-    let mut command = Command::new(PROGRAM);
-    command.args(words.split_whitespace()).current_dir(server.dir());
-    command
+    command_of(server, &[&[PROGRAM], &words.split_whitespace().collect::<Vec<_>>()[..]].concat())
 }
 
 /// The server's control socket, as an argument.
@@ -120,9 +125,13 @@ pub const UNTIL_TOLD: &str = "echo $$ >pid.command; touch running
 
 /// Like `run_on`; returns when the script has made the file `running`.
 pub fn start_script(servers: &[&Server], script: &str) -> Process {
-    let mut process = run_on(servers, "", script);
-    process.runs_until("the command runs", || servers[0].path("running").exists());
-    process
+    started(servers[0], run_on(servers, "", script))
+}
+
+/// Waits until the command of this helper has made that file.
+pub fn started(server: &Server, mut helper: Process) -> Process {
+    helper.runs_until("the command runs", || server.path("running").exists());
+    helper
 }
 
 /// With `UNTIL_TOLD`.
@@ -203,9 +212,4 @@ impl Held {
 /// The servers of a test, each by its kind.
 pub fn start_all<const N: usize>(kinds: [Kind; N]) -> [Server; N] {
     kinds.map(Kind::start)
-}
-
-/// What is in a file of the server's folder.
-pub fn read(server: &Server, name: &str) -> Vec<u8> {
-    fs::read(server.path(name)).expect("a file")
 }

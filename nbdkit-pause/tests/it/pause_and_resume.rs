@@ -21,45 +21,6 @@ fn a_pause_lasts_until_it_is_resumed() {
 }
 
 #[test]
-fn where_one_cannot_be_paused_none_stays_paused() {
-    for kind in KINDS {
-        let [first, last] = start_all([kind; 2]);
-        for bad in ["nowhere", "nbd"] {
-            call(&first, &format!("pause control {bad} {}", socket(&last)))
-                .ends(125, &[&format!("{bad}: "), "no server was paused"]);
-            expect_flow(&first);
-            expect_flow(&last);
-        }
-    }
-}
-
-#[test]
-fn a_pause_that_does_not_come_in_time_is_given_up() {
-    for kind in OURS {
-        let ((server, _client), quick) = (kind.stuck(), kind.start());
-        let start = Instant::now();
-        call(&server, &format!("pause --timeout 500ms {} control", socket(&quick)))
-            .ends(125, &["control: not paused within 0.500 s", "no server was paused"]);
-        assert!(start.elapsed() < PROMPT);
-        expect_flow(&server);
-        expect_flow(&quick);
-    }
-}
-
-#[test]
-fn whoever_can_be_resumed_is() {
-    for kind in KINDS {
-        let [first, last] = start_all([kind; 2]);
-        let second = socket(&last);
-        call(&first, &format!("pause control {second}")).ends(0, &[]);
-        call(&first, &format!("resume control nowhere nbd {second}"))
-            .ends(125, &["nowhere: not resumed: no such socket", "nbd: "]);
-        expect_flow(&first);
-        expect_flow(&last);
-    }
-}
-
-#[test]
 fn resume_ends_the_pause_of_anybody_and_a_running_server_stays_running() {
     for kind in KINDS {
         let server = kind.start();

@@ -105,11 +105,8 @@ fn whenever_a_signal_comes_the_server_is_resumed() {
 #[test]
 fn a_signal_that_is_ignored_stays_ignored() {
     let server = Plain.start();
-    let mut command = Command::new("nohup");
-    command.args([PROGRAM, "run", "control", "--", "sh", "-c", UNTIL_TOLD]);
-    command.current_dir(server.dir());
-    let mut run = Process::start(command);
-    run.runs_until("the command runs", || server.path("running").exists());
+    let words = ["nohup", PROGRAM, "run", "control", "--", "sh", "-c", UNTIL_TOLD];
+    let mut run = started(&server, Process::start(command_of(&server, &words)));
     run.signal(SIGHUP);
     let mut held = expect_paused(&server);
     held.stays();
@@ -155,14 +152,4 @@ fn whenever_it_is_killed_a_server_with_holds_is_resumed() {
         run.kill();
         servers.iter().for_each(expect_flow);
     }
-}
-
-#[test]
-fn killed_while_it_waits_for_the_drain_it_resumes_where_there_are_holds() {
-    let (quick, (stuck, _client)) = (Holds.start(), Holds.stuck());
-    let run = run_on(&[&quick, &stuck], "", "touch ran");
-    let held = [&quick, &stuck].map(wait_until_paused);
-    run.kill();
-    held.into_iter().for_each(Held::goes_on);
-    not_run(&[&quick]);
 }

@@ -26,19 +26,7 @@ const COUNTING: [&str; 6] = ["env", "-u", "PYTHONHOME", clients::PYTHON, "-c", C
 /// In the server's folder, by `prefix` if that has words: the helper, with that command.
 fn start_count(server: &Server, prefix: &[&str]) -> Process {
     let words = [prefix, &[PROGRAM, "run", "control", "--"], &COUNTING].concat();
-    started(server, command_of(server, &words))
-}
-
-fn command_of(server: &Server, words: &[&str]) -> Command {
-    let mut command = Command::new(words[0]);
-    command.args(&words[1..]).current_dir(server.dir());
-    command
-}
-
-fn started(server: &Server, command: Command) -> Process {
-    let mut run = Process::start(command);
-    run.runs_until("the command runs", || server.path("running").exists());
-    run
+    started(server, Process::start(command_of(server, &words)))
 }
 
 /// The command gets this signal, and gets it once, and the pause covers what it does
@@ -107,7 +95,7 @@ fn under_timeout_the_command_is_told_once_and_has_its_grace() {
 fn on_terminal(server: &Server, path: &str, words: &[&str]) -> Process {
     let script = "exec setsid --ctty --wait \"$@\" <$0 >$0 2>&1";
     let words = [&["sh", "-c", script, path, PROGRAM, "run", "control", "--"], words].concat();
-    started(server, command_of(server, &words))
+    started(server, Process::start(command_of(server, &words)))
 }
 
 #[test]

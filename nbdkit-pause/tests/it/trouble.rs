@@ -3,42 +3,55 @@
 
 use super::*;
 
-/// All three actions fail on `socket`, say why, and leave the good server next to it
-/// running.
-fn expect_trouble(server: &Server, socket: &str, why: &str, hint: &str) {
-    for action in ["run", "pause", "resume"] {
-        let command = if action == "run" { "-- touch ran" } else { "" };
-        let words = format!("{action} --timeout 2 control {socket} {command}");
-        expect_failure(call(server, &words), socket, why, hint);
-        not_run(&[server]);
+/// All three actions fail on `socket`, say why, and leave the good servers on both sides
+/// of it running.
+fn expect_trouble(good: &[Server; 2], socket: &str, why: &str, hint: &str) {
+    let [first, last] = good;
+    for (action, command, outcome) in [
+        ("run", "-- touch ran", "touch was not run"),
+        ("pause", "", "no server was paused"),
+        ("resume", "", "not resumed: "),
+    ] {
+        if action == "resume" {
+            good.iter().for_each(|server| server.controller().pause());
+        }
+        let last_socket = helper::socket(last);
+        let words = format!("{action} --timeout 2 control {socket} {last_socket} {command}");
+        let said = expect_failure(call(first, &words), socket, why, &[hint, outcome]);
+        assert!(!said.contains(": paused"), "{said}");
+        not_run(&[first, last]);
     }
 }
 
-fn expect_failure(command: Command, socket: &str, why: &str, hint: &str) {
-    let said = command.ends(125, &[why, hint]).stderr;
+fn expect_failure(command: Command, socket: &str, why: &str, more: &[&str]) -> String {
+    let said = command.ends(125, more).stderr;
     expect_line(&said, &[why, &format!(" s: {socket}: ")]);
+    said
 }
 
 #[test]
 fn a_socket_that_is_not_there_or_is_none_or_refuses() {
-    let server = Plain.start();
-    server.make("file");
-    fs::create_dir(server.path("folder")).unwrap();
-    let _datagram = UnixDatagram::bind(server.path("datagram")).unwrap();
-    leave_dead(&server.path("dead"), UnixListener::bind(server.path("dead")).unwrap());
-    let long = "x".repeat(108);
-    for (socket, why, hint) in [
-        ("nowhere", "no such socket", "pause-control=SOCKET"),
-        ("no/where", "no such socket", "nbdkit is running"),
-        ("file/where", "no such socket", "nbdkit is running"),
-        ("dead", "connection refused: the server of this socket is gone", "is running"),
-        ("file", "not a pause control socket", "pause-control"),
-        ("folder", "not a pause control socket", "pause-control"),
-        ("datagram", "not a pause control socket", "pause-control"),
-        ("nbd", "not a pause control socket but one for NBD clients", "pause-control"),
-        (&long, "this path is 108 bytes long", "107"),
-    ] {
-        expect_trouble(&server, socket, why, hint);
+    for kind in KINDS {
+        let good = start_all([kind; 2]);
+        let server = &good[0];
+        server.make("file");
+        fs::create_dir(server.path("folder")).unwrap();
+        let _datagram = UnixDatagram::bind(server.path("datagram")).unwrap();
+        drop(UnixListener::bind(server.path("dead")).unwrap());
+        let long = "x".repeat(108);
+        for (socket, why, hint) in [
+            ("nowhere", "there is no such socket", "pause-control=SOCKET"),
+            ("no/where", "there is no such socket", "nbdkit is running"),
+            ("file/where", "there is no such socket", "nbdkit is running"),
+            ("dead", "refused: the server of this socket is gone", "is running"),
+            ("file", "this is not a pause socket", "pause-control"),
+            ("folder", "this is not a pause socket", "pause-control"),
+            ("datagram", "this is not a pause socket", "pause-control"),
+            ("nbd", "not a pause socket but the one of NBD clients", "pause-control"),
+            (&long, "this path has 108 bytes", "107"),
+        ] {
+            expect_trouble(&good, socket, why, hint);
+        }
     }
 }
 
@@ -57,44 +70,40 @@ fn a_socket_that_may_not_be_used() {
     for action in ["pause", "resume"] {
         let mut command = Command::new(server.path("helper"));
         command.args([action, "control"]).current_dir(server.dir()).uid(NOBODY).gid(NOBODY);
-        expect_failure(command, "control", "permission denied", "pause-mode");
+        expect_failure(command, "control", "permission denied", &["pause-mode"]);
         expect_flow(&server);
     }
 }
 
-/// A service at the socket `other`, next to a good server.
-fn expect_trouble_with(service: impl Fn(UnixStream) + Send + 'static, why: &str, hint: &str) {
-    let server = Plain.start();
-    let listener = UnixListener::bind(server.path("other")).unwrap();
-    thread::spawn(move || listener.incoming().for_each(|stream| service(stream.unwrap())));
-    expect_trouble(&server, "other", why, hint);
-}
-
 #[test]
-fn the_socket_of_another_service() {
-    let answer_z = |mut stream: UnixStream| {
+fn the_socket_of_another_service_or_of_one_that_closes_the_connection() {
+    let answer_z: fn(UnixStream) = |mut stream| {
         let _ = stream.read(&mut [0]);
         let _ = stream.write_all(b"Z");
         let _ = stream.read(&mut [0]);
     };
-    expect_trouble_with(answer_z, "not a pause control socket", "0x5a");
-}
-
-#[test]
-fn a_service_that_closes_the_connection() {
-    expect_trouble_with(drop, "the server closed the connection", "not a pause control socket");
+    for (service, why, hint) in [
+        (answer_z, "this is not a pause socket", "0x5a"),
+        (drop, "has closed the connection", "not a pause socket"),
+    ] {
+        let good = start_all([Plain; 2]);
+        let listener = UnixListener::bind(good[0].path("other")).unwrap();
+        thread::spawn(move || listener.incoming().for_each(|stream| service(stream.unwrap())));
+        expect_trouble(&good, "other", why, hint);
+    }
 }
 
 #[test]
 fn a_service_that_never_answers_or_lets_nobody_in() {
-    let server = Plain.start();
-    let [_mute, full] = ["mute", "full"].map(|name| UnixListener::bind(server.path(name)).unwrap());
+    let good = start_all([Plain; 2]);
+    let listen = |name| UnixListener::bind(good[0].path(name)).unwrap();
+    let [_mute, full] = ["mute", "full"].map(listen);
     // Its queue is full from now on.
     // SAFETY: listen(2) takes two integers.
     assert_eq!(unsafe { libc::listen(full.as_raw_fd(), 0) }, 0);
-    let _queued = UnixStream::connect(server.path("full")).unwrap();
+    let _queued = UnixStream::connect(good[0].path("full")).unwrap();
     for socket in ["mute", "full"] {
-        expect_trouble(&server, socket, "no answer within 2.000 s", "another controller");
+        expect_trouble(&good, socket, "no answer within 2.000 s", "another controller");
     }
 }
 
