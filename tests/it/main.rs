@@ -40,16 +40,13 @@ mod timeout;
 mod unload;
 
 // What the modules are written with: they begin with `use super::*`.
-use std::collections::{BTreeMap, HashMap};
-use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -62,10 +59,8 @@ use tempfile::TempDir;
 
 use around::{Around, shell};
 use common::clients::{PYTHON, Writer, fio};
-use common::debian::{BuildFolder, Release, Served, System, installed_nbdkit};
-use common::files::{
-    Look, bound_socket, exchange, leave_dead, lock, look, make_fifo, set_mode, socket_mode,
-};
+use common::debian::{BuildFolder, Release, System};
+use common::files::{bound_socket, exchange, lock, look, make_fifo, set_mode, socket_mode};
 use common::filter::PACKAGE;
 use common::log;
 use common::nbd::{Flush, Read, Trim, Write, Zero};
