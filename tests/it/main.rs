@@ -41,7 +41,7 @@ mod unload;
 
 // What the modules are written with: they begin with `use super::*`.
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -60,7 +60,9 @@ use tempfile::TempDir;
 use around::{Around, shell};
 use common::clients::{PYTHON, Writer, fio};
 use common::debian::{BuildFolder, Release, System};
-use common::files::{bound_socket, exchange, lock, look, make_fifo, set_mode, socket_mode};
+use common::files::{
+    Look, bound_socket, exchange, leave_dead, lock, look, make_fifo, set_mode, socket_mode,
+};
 use common::filter::PACKAGE;
 use common::log;
 use common::nbd::{Flush, Read, Trim, Write, Zero};

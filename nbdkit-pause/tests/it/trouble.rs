@@ -37,18 +37,18 @@ fn a_socket_that_is_not_there_or_is_none_or_refuses() {
         server.make("file");
         fs::create_dir(server.path("folder")).unwrap();
         let _datagram = UnixDatagram::bind(server.path("datagram")).unwrap();
-        drop(UnixListener::bind(server.path("dead")).unwrap());
+        leave_dead(&server.path("dead"), UnixListener::bind(server.path("dead")).unwrap());
         let long = "x".repeat(108);
         for (socket, why, hint) in [
-            ("nowhere", "there is no such socket", "pause-control=SOCKET"),
-            ("no/where", "there is no such socket", "nbdkit is running"),
-            ("file/where", "there is no such socket", "nbdkit is running"),
+            ("nowhere", "no such socket", "pause-control=SOCKET"),
+            ("no/where", "no such socket", "nbdkit is running"),
+            ("file/where", "no such socket", "nbdkit is running"),
             ("dead", "refused: the server of this socket is gone", "is running"),
-            ("file", "this is not a pause socket", "pause-control"),
-            ("folder", "this is not a pause socket", "pause-control"),
-            ("datagram", "this is not a pause socket", "pause-control"),
-            ("nbd", "not a pause socket but the one of NBD clients", "pause-control"),
-            (&long, "this path has 108 bytes", "107"),
+            ("file", "not a pause control socket", "pause-control"),
+            ("folder", "not a pause control socket", "pause-control"),
+            ("datagram", "not a pause control socket", "pause-control"),
+            ("nbd", "not a pause control socket but one for NBD clients", "pause-control"),
+            (&long, "this path is 108 bytes long", "107"),
         ] {
             expect_trouble(&good, socket, why, hint);
         }
@@ -83,8 +83,8 @@ fn the_socket_of_another_service_or_of_one_that_closes_the_connection() {
         let _ = stream.read(&mut [0]);
     };
     for (service, why, hint) in [
-        (answer_z, "this is not a pause socket", "0x5a"),
-        (drop, "has closed the connection", "not a pause socket"),
+        (answer_z, "not a pause control socket", "0x5a"),
+        (drop, "the server closed the connection", "not a pause control socket"),
     ] {
         let good = start_all([Plain; 2]);
         let listener = UnixListener::bind(good[0].path("other")).unwrap();
