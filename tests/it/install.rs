@@ -377,7 +377,8 @@ fn check(build: &BuildFolder, system: &System) -> (bool, String) {
         .current_dir(PACKAGE)
         .env("PKG_CONFIG_PATH", pkgconfig(&system.path("")))
         .env("PKG_CONFIG_SYSROOT_DIR", system.path("").display().to_string().trim_end_matches('/'));
-    let Finished { stdout, .. } = run(command).succeeded();
+    // It may have to build all that the filter needs.
+    let Finished { stdout, .. } = Process::start(command).finish(GENEROUS * 10).succeeded();
     let message = |of: &[&str]| {
         let mut lines = stdout.lines().filter(|line| of.iter().all(|part| line.contains(part)));
         lines.next().unwrap_or_else(|| panic!("no {of:?} in {stdout}")).to_owned()
