@@ -74,7 +74,7 @@ impl Slot {
     /// then: to load it again would wait for the store just made.
     #[inline]
     pub fn leave(&self, before: usize) {
-        // Release: see `Counts::sum`.
+        // Release: see `Counts::are_zero`.
         self.inside.store(before, Ordering::Release);
     }
 }

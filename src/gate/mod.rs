@@ -44,7 +44,8 @@
 //! behind a fence, and those that C2 saw gone. So it wakes the closing side, or C2 comes
 //! later than all that and needs no waking. The wake-up carries L1 along (`Slot::leave`
 //! releases, `Counts::are_zero` acquires). Backing out is leaving: it, too, may wake a
-//! closing side that saw a request which was never inside.
+//! closing side that saw a request which was never inside. (`enter_at_once` backs out in
+//! silence; the `enter` that follows speaks for it.)
 //!
 //! `waiters` is about requests that have backed out, `thread_slot` about how a thread
 //! finds its count, `changes` about what was changed inside and needs a flush.
@@ -105,9 +106,9 @@ pub struct Gate {
     openings: AtomicUsize,
     /// Requests that an opening has let in and that no slot counts yet.
     let_in: AtomicUsize,
-    /// Waiters sleep on one of them, by the parity of the openings they have seen. It
-    /// changes with the opening that lets them in, and when the server shuts down.
-    events: [Futex; 2],
+    /// Waiters sleep on it. It changes with each opening, and when the server shuts
+    /// down.
+    events: Futex,
     /// The server is shutting down.
     ending: AtomicBool,
     wake_closing_side: Box<dyn Fn() + Send + Sync>,
@@ -136,7 +137,7 @@ impl Gate {
             waiters: Mutex::new(Waiters::default()),
             openings: AtomicUsize::new(0),
             let_in: AtomicUsize::new(0),
-            events: [Futex::new(0), Futex::new(0)],
+            events: Futex::new(0),
             ending: AtomicBool::new(false),
             wake_closing_side: Box::new(wake_closing_side),
         }
@@ -271,13 +272,13 @@ impl Gate {
         // happened for requests that are let in, or find the gate open.
         self.openings.store(openings.wrapping_add(1), Ordering::Release);
         self.state.store(state & FENCED, Ordering::Release);
-        self.let_in_since(openings);
+        self.count_event();
     }
 
     /// Wakes the requests that `open` has let in. Apart from it, so that the controller
     /// can get its reply before many threads want the processors.
     pub fn wake(&self) {
-        self.wake_some(self.openings.load(Ordering::Relaxed).wrapping_sub(1));
+        self.events.wake_all();
     }
 
     /// How many requests are inside; for the log, it may be old at once.

@@ -4,8 +4,9 @@
 
 #[cfg(not(loom))]
 mod imp {
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
+    use rustix::io::Errno;
     use rustix::thread::futex::{self, Timespec};
 
     pub use parking_lot::Mutex;
@@ -40,35 +41,38 @@ mod imp {
             self.0.store(value, ordering);
         }
 
-        /// Sleeps if the word is still `seen`, for at most `limit`; may wake up
-        /// for no reason.
-        pub fn wait(&self, seen: u32, limit: Duration) {
-            // Why it returned does not matter: the caller looks at the word again.
-            let limit = Timespec::try_from(limit).ok();
-            let _ = futex::wait(&self.0, futex::Flags::PRIVATE, seen, limit.as_ref());
+        /// Sleeps if the word is still `seen`, at most until `deadline`; may wake up for
+        /// no reason. Whether the time is over.
+        pub fn wait(&self, seen: u32, deadline: &Deadline) -> bool {
+            let left = deadline.0.map(|at| at.saturating_duration_since(Instant::now()));
+            let left = left.and_then(|left| Timespec::try_from(left).ok());
+            let woken = futex::wait(&self.0, futex::Flags::PRIVATE, seen, left.as_ref());
+            woken == Err(Errno::TIMEDOUT)
         }
 
         /// The same, in the shipped filter. The model knows no time that passes.
-        pub fn wait_briefly(&self, seen: u32, limit: Duration) {
-            self.wait(seen, limit);
+        pub fn wait_briefly(&self, seen: u32, deadline: &Deadline) -> bool {
+            self.wait(seen, deadline)
         }
 
         /// Wakes all that sleep. Store the new value before.
         pub fn wake_all(&self) {
-            self.wake(i32::MAX.unsigned_abs());
+            let _ = futex::wake(&self.0, futex::Flags::PRIVATE, i32::MAX.unsigned_abs());
         }
+    }
 
-        /// Wakes `count` sleepers, those that have slept longest first.
-        pub fn wake(&self, count: u32) {
-            let _ = futex::wake(&self.0, futex::Flags::PRIVATE, count);
+    /// When a sleep ends.
+    pub struct Deadline(Option<Instant>);
+
+    impl Deadline {
+        /// This long from now. Too far away to be told in this clock is never.
+        pub fn after(limit: Duration) -> Self {
+            Deadline(Instant::now().checked_add(limit))
         }
     }
 
     #[cfg(test)]
     pub use std::thread;
-
-    /// This many are woken at once; they wake the others.
-    pub const FAN_OUT: u32 = 2;
 
     /// Runs a test of the gate often enough to meet some interleavings.
     #[cfg(test)]
@@ -122,25 +126,32 @@ mod imp {
             self.word.store(value, ordering);
         }
 
-        pub fn wait(&self, seen: u32, _limit: Duration) {
+        pub fn wait(&self, seen: u32, _deadline: &Deadline) -> bool {
             let kernel = self.kernel.lock();
             if self.word.load(Ordering::Relaxed) == seen {
                 drop(self.woken.wait(kernel));
             }
+            false
         }
 
         /// The time is over at once; what happens meanwhile happens before or after.
         /// To yield here would let all others go as far as they can.
-        pub fn wait_briefly(&self, _seen: u32, _limit: Duration) {}
+        pub fn wait_briefly(&self, _seen: u32, _deadline: &Deadline) -> bool {
+            true
+        }
 
         pub fn wake_all(&self) {
             let _kernel = self.kernel.lock();
             self.woken.notify_all();
         }
+    }
 
-        pub fn wake(&self, count: u32) {
-            let _kernel = self.kernel.lock();
-            (0..count).for_each(|_| self.woken.notify_one());
+    /// Never.
+    pub struct Deadline;
+
+    impl Deadline {
+        pub fn after(_limit: Duration) -> Self {
+            Deadline
         }
     }
 
@@ -159,9 +170,6 @@ mod imp {
 
     #[cfg(test)]
     pub use loom::thread;
-
-    /// The fewest, so that two are a chain.
-    pub const FAN_OUT: u32 = 1;
 
     /// Runs a test of the gate in every interleaving, and in every order that
     /// the memory model allows, with at most two forced switches of threads.

@@ -22,14 +22,6 @@
 //! changes before it wakes. The kernel puts a request to sleep only if the count is
 //! still what it was before the request looked around.
 //!
-//! *Waiters wake each other.* Waking hundreds at once would keep the thread that opens
-//! the gate busy, and its processor. O2 wakes two; each waiter that comes back from
-//! sleep, for whatever reason, wakes two more as long as `let_in` is not 0. Requests that
-//! wait for the next opening sleep on another futex, so that they take nobody's wake-up.
-//! (One opening later it is the same one again; then they pass it on.) A stalled thread
-//! keeps nobody asleep for long: the others wake two each, and sleepers wake up by
-//! themselves when it is time to check their clients.
-//!
 //! *Which requests may be dropped.* A request checks its client once it waits. If the
 //! client is there, the request is dropped when the client goes away before it is let
 //! in, or when the server ends. If the client has already gone, or goes at once
@@ -39,7 +31,7 @@
 
 use std::time::Duration;
 
-use super::sync::{FAN_OUT, Futex, Ordering};
+use super::sync::{Deadline, Ordering};
 use super::{CLOSED, DRAINING, Gate, Pass, Slot};
 
 /// A held request checks its client this often ...
@@ -55,7 +47,7 @@ const LOOK_AT_LAST: Duration = Duration::from_millis(900);
 /// already, and close its socket a moment later: what a layer above us then does for
 /// itself looks like a request of that client. One that is still there after this
 /// time counts as connected.
-const SETTLED: Duration = Duration::from_millis(10);
+pub(super) const SETTLED: Duration = Duration::from_millis(10);
 
 /// The requests that wait for the next opening.
 #[derive(Default)]
@@ -141,7 +133,7 @@ impl Gate {
         }
         loop {
             // Acquire, here and below: it pairs with `open` and `shut_down`.
-            let seen = self.event(since).load(Ordering::Acquire);
+            let seen = self.events.load(Ordering::Acquire);
             // In this order, so that we see a client that had gone when the gate
             // was opened.
             let is_let_in = self.openings.load(Ordering::Acquire) != since;
@@ -162,19 +154,24 @@ impl Gate {
                 self.let_in.fetch_sub(1, Ordering::Release);
                 return Ok(pass(before));
             }
-            self.event(since).wait(seen, self.look_again());
-            self.wake_some(since);
+            self.events.wait(seen, &Deadline::after(self.look_again()));
         }
     }
 
     /// Whether the client of a request that waits since `since` leaves before it has settled.
     fn leaves_at_once(&self, since: usize, is_gone: &dyn Fn() -> bool) -> bool {
         let is_ending = || self.ending.load(Ordering::Acquire);
+        // A futex may wake up for no reason, and this time is to be whole.
         let sleep = |limit| {
-            let seen = self.event(since).load(Ordering::Acquire);
-            if !is_ending() && self.openings.load(Ordering::Acquire) == since {
-                self.event(since).wait_briefly(seen, limit);
-                self.wake_some(since);
+            let deadline = Deadline::after(limit);
+            loop {
+                let seen = self.events.load(Ordering::Acquire);
+                if is_ending() || self.openings.load(Ordering::Acquire) != since {
+                    return;
+                }
+                if self.events.wait_briefly(seen, &deadline) {
+                    return;
+                }
             }
         };
         sleep(SETTLED);
@@ -224,33 +221,15 @@ impl Gate {
         {
             let _waiters = self.waiters.lock();
             self.ending.store(true, Ordering::Release);
-            self.events.iter().for_each(Self::count);
+            self.count_event();
         }
-        self.events.iter().for_each(Futex::wake_all);
+        self.events.wake_all();
     }
 
-    /// What a request that waits since `since` sleeps on.
-    fn event(&self, since: usize) -> &Futex {
-        let [even, odd] = &self.events;
-        if since % 2 == 0 { even } else { odd }
-    }
-
-    /// Requests that wait since `since` are let in; wake them then. With `waiters` locked.
-    pub(super) fn let_in_since(&self, since: usize) {
-        Self::count(self.event(since));
-    }
-
-    /// With `waiters` locked.
-    fn count(event: &Futex) {
-        event.store(event.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
-    }
-
-    /// Wakes a few of those that wait since `since`, if any are let in.
-    pub(super) fn wake_some(&self, since: usize) {
-        // Relaxed: being woken carries along what was done before (futex(2)).
-        if self.let_in.load(Ordering::Relaxed) != 0 {
-            self.event(since).wake(FAN_OUT);
-        }
+    /// Changes what waiters sleep on; wake them then. With `waiters` locked.
+    pub(super) fn count_event(&self) {
+        let events = self.events.load(Ordering::Relaxed);
+        self.events.store(events.wrapping_add(1), Ordering::Release);
     }
 
     /// How long to sleep before the next check of the client.

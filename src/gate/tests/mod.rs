@@ -8,7 +8,7 @@ mod real;
 
 use std::time::Duration;
 
-use super::sync::{Arc, AtomicUsize, Futex, Mutex, Ordering, thread};
+use super::sync::{Arc, AtomicUsize, Deadline, Futex, Mutex, Ordering, thread};
 use super::{Barrier, Dropped, Gate, Slot, Worth};
 
 struct Scene {
@@ -78,7 +78,7 @@ impl Scene {
             if self.gate.drained() {
                 return;
             }
-            self.event.wait(seen, Duration::from_secs(60));
+            self.event.wait(seen, &Deadline::after(Duration::from_secs(60)));
         }
     }
 
