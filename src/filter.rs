@@ -13,7 +13,7 @@ use crate::lifecycle::{self, Failed};
 use crate::nbdkit::sys::{
     NBDKIT_FILTER_API_VERSION, NBDKIT_FLAG_FUA, NBDKIT_VERSION_STRING, nbdkit_backend,
     nbdkit_context, nbdkit_extents, nbdkit_filter, nbdkit_next, nbdkit_next_config,
-    nbdkit_next_config_complete, nbdkit_next_open,
+    nbdkit_next_config_complete, nbdkit_next_open, nbdkit_next_preconnect,
 };
 use crate::nbdkit::{self, Next};
 
@@ -71,6 +71,19 @@ unsafe extern "C" fn after_fork(_backend: *mut nbdkit_backend) -> c_int {
 #[cfg(has_cleanup)]
 unsafe extern "C" fn cleanup(_backend: *mut nbdkit_backend) {
     lifecycle::cleanup();
+}
+
+unsafe extern "C" fn preconnect(
+    next: nbdkit_next_preconnect,
+    nxdata: *mut nbdkit_backend,
+    readonly: c_int,
+) -> c_int {
+    lifecycle::preconnect();
+    match next {
+        // SAFETY: `next` is called with the nxdata that came with it, as ".preconnect" may.
+        Some(next) => unsafe { next(nxdata, readonly) },
+        None => 0,
+    }
 }
 
 unsafe extern "C" fn open(
@@ -275,6 +288,7 @@ static TABLE: Table = Table(UnsafeCell::new(nbdkit_filter {
     after_fork: Some(after_fork),
     #[cfg(has_cleanup)]
     cleanup: Some(cleanup),
+    preconnect: Some(preconnect),
     open: Some(open),
     close: Some(close),
     prepare: Some(prepare),

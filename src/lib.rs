@@ -17,8 +17,9 @@
 //! | [`connection`] | an NBD client's connection: how its requests are admitted, whether it needs a flush |
 //! | [`connections`] | all of them, and how a pause flushes them |
 //! | [`dead_replies`] | serializes replies to clients that may be gone, where nbdkit can't cut a connection |
-//! | [`gate`] | lets requests pass or wait; knows nothing of the other modules |
-//! | [`control`] | the operator's side: `core` makes every decision; a new command begins in `protocol` |
+//! | [`latecomers`] | keeps clients that connect as the server ends from crashing it |
+//! | [`gate`] | lets requests pass or wait; knows nothing of the other rooms |
+//! | [`control`] | the operator's side: `core` takes every decision; a new command begins in `protocol` |
 //! | [`socket`] | the control socket in the file system |
 //! | [`config`] | the parameters |
 //! | [`logger`] | `log` records to nbdkit's own log, and what each level is for |
@@ -35,6 +36,7 @@ pub mod control;
 mod dead_replies;
 mod filter;
 mod gate;
+mod latecomers;
 mod lifecycle;
 mod logger;
 mod nbdkit;

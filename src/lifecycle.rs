@@ -12,6 +12,7 @@ use crate::connection::Connection;
 use crate::connections::Connections;
 use crate::control::{Control, Rules};
 use crate::gate::{Barrier, Gate, thread_slot};
+use crate::latecomers;
 use crate::logger;
 use crate::nbdkit::{self, Next};
 use crate::os::EventFd;
@@ -146,6 +147,11 @@ fn serve(instance: &mut Instance) -> Result<Serving, Failed> {
     Ok(Serving { control, gate, connections })
 }
 
+/// A client has connected, and nothing was said yet.
+pub fn preconnect() {
+    latecomers::connects();
+}
+
 /// A connection is about to be opened: if the calling thread was closing one, that is
 /// over.
 pub fn opens() {
@@ -188,6 +194,8 @@ pub fn close(handle: *const Connection) {
 /// they learn of it. No pause is vouched for from here on.
 pub fn cleanup() {
     let _ = with_serving(|serving| serving.control.server_ends());
+    // Without the instance locked: some of them may be in `open`.
+    latecomers::server_ends();
 }
 
 fn with_instance<R>(act: impl FnOnce(&mut Instance) -> Result<R, Failed>) -> Result<R, Failed> {

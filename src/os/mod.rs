@@ -174,6 +174,11 @@ pub fn peer(stream: &UnixStream) -> Option<(libc::pid_t, libc::uid_t)> {
     (got == 0).then_some((peer.pid, peer.uid))
 }
 
+/// How many threads this process has; `None` where /proc does not say.
+pub fn threads() -> Option<usize> {
+    Some(fs::read_dir("/proc/self/task").ok()?.count())
+}
+
 /// Runs `spawn` with all signals blocked in the calling thread, so that a
 /// thread it starts never runs one of nbdkit's signal handlers, nor dies of
 /// SIGPIPE.

@@ -215,3 +215,37 @@ fn without_reconnecting_a_held_write_fails_when_the_server_is_told_to_end() {
     assert!(finished.stdout.contains("write failed"), "{finished:#?}");
     assert!(is_zero(&ended.path("disk.img"), 0, 512));
 }
+
+// A client that connects as the server ends.
+
+/// The layers are still there when its thread begins.
+const SLOW_CLEANUP: &str = "
+def cleanup():
+    pathlib.Path('begun').touch()
+    while os.path.exists('slow'): time.sleep(0.02)
+";
+
+/// nbdkit waits for the clients whose threads have begun. This one's takes a second for
+/// that, and comes when the server ends already. Without us it would negotiate, and
+/// nbdkit unload nothing before that is over, or crash where it is just over.
+#[test]
+fn a_client_that_connects_as_the_server_ends_does_not_keep_it() {
+    let server = plugins::in_python(SLOW_CLEANUP)
+        .verbose()
+        .under(&["strace", "-f", "-o", "trace", "-e", "inject=set_robust_list:delay_enter=1000000"])
+        .start();
+    // Our own thread has begun, too.
+    server.all_is_heard();
+    let before = server.threads();
+    server.make("slow");
+    let mut client = UnixStream::connect(server.socket()).unwrap();
+    eventually("it has a thread", GENEROUS, || server.threads() > before);
+    server.terminate();
+    server.await_file("begun");
+    server.says("pause: preconnect");
+    // It would begin to negotiate.
+    thread::sleep(A_WHILE);
+    server.remove("slow");
+    server.ended(GENEROUS).well();
+    assert_eq!(client.read(&mut [0; 18]).unwrap(), 0);
+}
