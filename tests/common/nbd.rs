@@ -48,6 +48,7 @@ mod sys {
         pub fn nbd_aio_get_fd(h: Handle) -> c_int;
         pub fn nbd_poll(h: Handle, timeout: c_int) -> c_int;
         pub fn nbd_get_size(h: Handle) -> i64;
+        pub fn nbd_is_read_only(h: Handle) -> c_int;
         pub fn nbd_shutdown(h: Handle, flags: c_uint) -> c_int;
         pub fn nbd_aio_command_completed(h: Handle, cookie: u64) -> c_int;
         pub fn nbd_aio_pread(h: Handle, to: *mut c_void, n: usize, at: u64, done: Done, f: u32) -> i64;
@@ -173,6 +174,12 @@ impl Client {
     pub fn size(&self) -> i64 {
         // SAFETY: the handle is open.
         unsafe { sys::nbd_get_size(self.handle) }
+    }
+
+    /// Whether the server takes writes.
+    pub fn can_write(&self) -> bool {
+        // SAFETY: the handle is open.
+        unsafe { sys::nbd_is_read_only(self.handle) == 0 }
     }
 
     /// Sends a request and does not wait for its reply.

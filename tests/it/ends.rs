@@ -93,6 +93,38 @@ fn a_close_that_waits_keeps_no_server_from_ending() {
     }
 }
 
+/// LIMITS in the manual: nbdkit keeps its lock while the connection is closed.
+#[test]
+fn one_that_leaves_changes_in_a_pause_keeps_others_out_where_nbdkit_has_one_lock_for_all() {
+    together(ThreadModel::ALL, |model| {
+        let one_lock =
+            matches!(model, ThreadModel::SerializeAllRequests | ThreadModel::SerializeConnections);
+        for unflushed in [true, false] {
+            let server = Setup::with_disk(1).thread_model(model).start();
+            let mut client = Client::connect(&server);
+            client.ask(WRITE);
+            if !unflushed {
+                client.ask(Flush);
+            }
+            let mut controller = server.controller();
+            controller.pause();
+            client.leave();
+            let waits = one_lock && unflushed;
+            if waits {
+                // By then nbdkit closes the connection.
+                thread::sleep(A_WHILE);
+            }
+            let limit = if waits { A_WHILE } else { GENEROUS };
+            let next = Client::connect_within(&server, limit);
+            assert_eq!(next.is_none(), waits, "{model:?}, unflushed: {unflushed}");
+            drop(next);
+            controller.resume();
+            Client::connect(&server).ask(READ);
+            server.stop();
+        }
+    });
+}
+
 /// nbdkit has `cleanup` from 1.28 on, and calls it before `unload`.
 #[test]
 fn when_the_server_ends_nobody_has_a_pause_any_more_before_the_plugin_can_write() {

@@ -19,6 +19,7 @@ mod around;
 mod controllers;
 mod dead_clients;
 mod ends;
+mod filters;
 mod flush;
 mod hold;
 mod install;
