@@ -234,7 +234,7 @@ fn with_filter(row: &Row, place: Place) {
         }
 
         controller.ask(close, &close.to_uppercase());
-        let dropped = || server.messages_count("a held request is dropped");
+        let dropped = || server.messages_count("dropped a held request");
         let before = dropped();
         let last = client.send(next(&client, last_is_a_write || no_failed_read));
         client.all_read_by_server();
@@ -299,7 +299,7 @@ fn what_waits_for_a_lock_of_a_filter_above_ends_the_pause_of_a_server_that_ends(
         assert_eq!(come(), before + 1, "{filter}: {}", server.content("above"));
         server.terminate();
         assert!(one.reply(held[0]).is_err());
-        server.says("the pause is ended");
+        server.says("ended the pause");
         drop((one, other));
         server.ended(GENEROUS).well();
     });
