@@ -69,7 +69,9 @@ impl fmt::Display for Trouble {
             ),
             Trouble::Dead => write!(
                 f,
-                "connection refused: the server of this socket is gone; check that nbdkit is running"
+                "connection refused: the server of this socket is gone; check that nbdkit is \
+                 running and, in a container, that the directory of the socket is mounted there, \
+                 not the socket alone"
             ),
             Trouble::Denied => write!(
                 f,

@@ -13,7 +13,7 @@ use common::nbd::Extents;
 enum What {
     /// It reads as a client connects (LIMITS, "A connection that is opened").
     Opens,
-    /// Above ours it keeps a lock while a read is held ("Filters with a lock").
+    /// Above ours it keeps a lock while a read is held ("Filters with a lock of their own").
     Locks,
     /// Below ours it asks for something by itself ("Threads of a plugin or filter").
     Busy,

@@ -43,7 +43,11 @@ fn a_socket_that_is_not_there_or_is_none_or_refuses() {
             ("nowhere", "no such socket", "pause-control=SOCKET"),
             ("no/where", "no such socket", "nbdkit is running"),
             ("file/where", "no such socket", "nbdkit is running"),
-            ("dead", "refused: the server of this socket is gone", "is running"),
+            (
+                "dead",
+                "refused: the server of this socket is gone",
+                "directory of the socket is mounted",
+            ),
             ("file", "not a pause control socket", "pause-control"),
             ("folder", "not a pause control socket", "pause-control"),
             ("datagram", "not a pause control socket", "pause-control"),
