@@ -40,11 +40,15 @@ pub fn connects() {
     }
 }
 
-/// nbdkit's count of connections is zero, and it accepts no more; all layers are still
-/// there. Whoever connects from now on is kept; waits a moment for those who are on
-/// their way, or who were too early to be kept and are about to leave.
-pub fn server_ends() {
+/// nbdkit's count of connections is zero, and it accepts no more: whoever comes from
+/// now on is kept.
+pub fn keep() {
     SERVER_ENDS.store(true, Ordering::Release);
+}
+
+/// Waits a moment for those who are on their way, or who came before `keep` and are
+/// about to leave. Call it while all layers are still there.
+pub fn wait_for_them() {
     let start = Instant::now();
     // The plugin may have threads of its own, which are taken for such ones.
     while os::threads().is_some_and(is_someone_coming) && start.elapsed() < ON_THEIR_WAY {

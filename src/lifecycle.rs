@@ -193,9 +193,11 @@ pub fn close(handle: *const Connection) {
 /// All connections have ended, and so does the server: layers below may write as
 /// they learn of it. No pause is vouched for from here on.
 pub fn cleanup() {
+    // First, since what follows lets other threads run.
+    latecomers::keep();
     let _ = with_serving(|serving| serving.control.server_ends());
     // Without the instance locked: some of them may be in `open`.
-    latecomers::server_ends();
+    latecomers::wait_for_them();
 }
 
 fn with_instance<R>(act: impl FnOnce(&mut Instance) -> Result<R, Failed>) -> Result<R, Failed> {
