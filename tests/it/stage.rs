@@ -326,8 +326,7 @@ fn a_dialogue_that_does_not_happen_is_noticed() {
     let lines = [
         "held",
         "A:p=P flow",
-        "A:p=P expires",
-        "A:+=+ A:-=- expires",
+        "expires",
         "A:r=P",
         "A:+-=+X",
         "A:p=",
