@@ -54,6 +54,9 @@ fn accompany(session: &mut Session, command: &mut Command) -> Result<ExitStatus,
         while let Some(signal) = session.signals.next() {
             told.take(signal, command, report);
         }
+        // After the signals, since the last of them may be the news of its end. Before
+        // its start, since it says that it can't start before it ends.
+        let ended = command.try_wait();
         if !runs {
             match command.has_started() {
                 Ok(started) => runs = started,
@@ -63,8 +66,7 @@ fn accompany(session: &mut Session, command: &mut Command) -> Result<ExitStatus,
                 report.say(format_args!("running {command}"));
             }
         }
-        // After the signals, since the last of them may be the news of its end.
-        match command.try_wait() {
+        match ended {
             Ok(None) => {}
             Ok(Some(ended)) => break Ok(ended),
             Err(e) => break Err(Error::EndMissed(command.program().to_owned(), e)),

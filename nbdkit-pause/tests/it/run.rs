@@ -130,6 +130,17 @@ fn a_command_that_cannot_be_started_is_told_apart_and_the_server_is_resumed() {
     }
 }
 
+/// It says why, and ends, in the moment before the helper looks for its end.
+#[test]
+fn a_command_that_cannot_be_started_is_told_apart_however_fast_it_ends() {
+    let server = Holds.start();
+    let strace = ["strace", "-o", "trace", "-e", "inject=wait4:delay_enter=300000"];
+    let run = [PROGRAM, "run", "control", "--", "no-such-program"];
+    command_of(&server, &[&strace[..], &run[..]].concat())
+        .ends(127, &["cannot run no-such-program: "]);
+    expect_flow(&server);
+}
+
 #[test]
 fn the_command_has_its_arguments_and_standard_streams_as_they_are() {
     let server = Plain.start();
