@@ -176,7 +176,8 @@ impl Core {
         self.progress(now);
         self.turns = self.turns.wrapping_add(1);
         // What others sent before a controller even connected comes before anything it
-        // sends: the r of a second nc must not overtake the p of a first.
+        // sends, unless it queues behind other commands of theirs: the r of a second nc
+        // must not overtake the p of a first.
         let (mut known, new): (Vec<_>, Vec<_>) =
             self.controllers.iter().partition(|controller| controller.was_heard);
         let first = self.turns.checked_rem(known.len()).unwrap_or(0);
