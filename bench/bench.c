@@ -5,7 +5,7 @@
  *   host pread SO THREADS CONNECTIONS SECONDS   ns a request, over a direct call
  *   host count SO filter|direct REQUESTS        just makes them (for callgrind)
  *   host drain SO ROUNDS                        us: last request ended to `P`
- *   host resume SO ROUNDS                       us: `r` to first, to last done
+ *   host resume SO ROUNDS                       us: `r` to `R`, first, last done
  *   host churn SO CONNECTIONS   us of a pause, fresh and after; KiB left behind
  *   host control SOCKET ROUNDS  us of a pause, and of connect+p+r+close
  *
@@ -315,7 +315,7 @@ measure_resume (unsigned rounds)
 {
   enum { HELD = NR_CONNECTIONS * NR_WORKERS };
   struct connection *conns[NR_CONNECTIONS];
-  double first_us[rounds], last_us[rounds];
+  double reply_us[rounds], first_us[rounds], last_us[rounds];
   int fd = connect_control (control_path);
 
   door = filter_pread;
@@ -336,13 +336,15 @@ measure_resume (unsigned rounds)
 
     start = now ();
     command (fd, 'r');
+    reply_us[i] = (now () - start) / 1e3;
     pthread_barrier_wait (&finish_line);
     first_us[i] = (first_done - start) / 1e3;
     last_us[i] = (last_done - start) / 1e3;
     for (int j = 0; j < NR_CONNECTIONS; ++j)
       join_connection (conns[j]);
   }
-  printf ("%.1f %.1f\n", median (first_us, rounds), median (last_us, rounds));
+  printf ("%.1f %.1f %.1f\n", median (reply_us, rounds),
+          median (first_us, rounds), median (last_us, rounds));
 }
 
 /* ---- churn: does a pause remember those who are gone? */

@@ -197,6 +197,8 @@ impl Pause {
     pub fn progress(&mut self, now: Instant) -> Progress {
         if self.deadline().is_some_and(|deadline| deadline <= now) {
             self.end(format_args!("resumed by pause-timeout"), now);
+            // Before a message that may have to wait.
+            self.wake();
             error!(
                 "pause-timeout: ended the pause after {:?}; {TORN}",
                 self.timeout.unwrap_or_default(),
@@ -205,6 +207,7 @@ impl Pause {
         }
         if self.gate.must_open() {
             self.end(format_args!("resumed for the shutdown of the server"), now);
+            self.wake();
             error!(
                 "the server is shutting down with held requests that must not be dropped: \
                  ended the pause to let them through; {TORN}"

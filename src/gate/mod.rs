@@ -66,7 +66,7 @@ mod tests;
 pub mod thread_slot;
 mod waiters;
 
-use std::mem;
+use std::{array, mem};
 
 pub use barrier::{Barrier, BarrierFailed};
 pub use changes::Changes;
@@ -74,8 +74,8 @@ pub use counts::{OwnedSlot, Slot};
 pub use waiters::{Dropped, Worth};
 
 use counts::Counts;
-use sync::{AtomicBool, AtomicU32, AtomicUsize, Futex, Mutex, Ordering, fence, light_barrier};
-use waiters::Waiters;
+use sync::{AtomicBool, AtomicU32, AtomicUsize, Mutex, Ordering, fence, light_barrier};
+use waiters::{FAN_OUT, Waiters};
 
 /// Requests pass.
 const OPEN: u32 = 0;
@@ -106,9 +106,6 @@ pub struct Gate {
     openings: AtomicUsize,
     /// Requests that an opening has let in and that no slot counts yet.
     let_in: AtomicUsize,
-    /// Waiters sleep on it. It changes with each opening, and when the server shuts
-    /// down.
-    events: Futex,
     /// The server is shutting down.
     ending: AtomicBool,
     wake_closing_side: Box<dyn Fn() + Send + Sync>,
@@ -137,7 +134,6 @@ impl Gate {
             waiters: Mutex::new(Waiters::default()),
             openings: AtomicUsize::new(0),
             let_in: AtomicUsize::new(0),
-            events: Futex::new(0),
             ending: AtomicBool::new(false),
             wake_closing_side: Box::new(wake_closing_side),
         }
@@ -265,20 +261,25 @@ impl Gate {
             return;
         }
         // O1
-        let Waiters { held, .. } = mem::take(&mut *waiters);
-        self.let_in.fetch_add(held, Ordering::Relaxed);
+        self.let_in.fetch_add(waiters.let_in(), Ordering::Relaxed);
         let openings = self.openings.load(Ordering::Relaxed);
         // Release, twice: what was done while the gate was closed has
         // happened for requests that are let in, or find the gate open.
         self.openings.store(openings.wrapping_add(1), Ordering::Release);
         self.state.store(state & FENCED, Ordering::Release);
-        self.count_event();
     }
 
-    /// Wakes the requests that `open` has let in. Apart from it, so that the controller
-    /// can get its reply before many threads want the processors.
+    /// Wakes the first of the requests that `open` has let in, and each that wakes up
+    /// wakes the next. Apart from `open`, so that the controller can get its reply before
+    /// many threads want the processors.
     pub fn wake(&self) {
-        self.events.wake_all();
+        let next: [_; FAN_OUT] = {
+            let mut waiters = self.waiters.lock();
+            array::from_fn(|_| waiters.next_to_wake())
+        };
+        for waiter in next.into_iter().flatten() {
+            waiter.stir();
+        }
     }
 
     /// How many requests are inside; for the log, it may be old at once.

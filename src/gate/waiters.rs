@@ -7,20 +7,30 @@
 //!
 //! ```text
 //!   request                            closing side
-//!   W1  lock: held += 1,               O1  lock: let_in += held, held := 0,
+//!   W1  lock: join `held`,             O1  lock: let_in += held, `held` joins `to_wake`,
 //!       since := openings                  openings += 1, state := OPEN
-//!   W2  openings = since: sleep        O2  wake all, soon
-//!       else: count := count + 1       C2  let_in, then the counts:
-//!   W3  let_in -= 1                        all 0: drained
+//!   W2  openings = since: sleep        O2  wake the next, soon
+//!       else: wake the next,           C2  let_in, then the counts:
+//!       count := count + 1                 all 0: drained
+//!   W3  let_in -= 1
 //! ```
 //!
 //! From O1 to W3 it is counted in `let_in`, from W2 on in its slot, so that no
 //! drain in between can miss it: C2 reads `let_in` first, and where it finds W3
 //! done (release, acquire), W2 is done, too.
 //!
-//! *No wake-up is lost.* Waiters sleep on an event count, a futex, that each event
-//! changes before it wakes. The kernel puts a request to sleep only if the count is
-//! still what it was before the request looked around.
+//! *Each wakes the next.* To wake all at once would keep the processors from the thread
+//! that has opened the gate, and from the first request. So O2 takes [`FAN_OUT`] waiters
+//! out of `to_wake` and wakes them, and each waiter that finds itself let in does the same
+//! before anything else. The chain can't break: were there still somebody in `to_wake`,
+//! then O2 and each waiter taken out so far has taken out one at least, that is, one more
+//! than were taken out. (Two openings before one O2 make no difference.) A waiter may
+//! wake up by itself; that adds a turn to the sum. With two in each turn, one thread that
+//! the kernel keeps from running holds up its own request alone, if another one runs.
+//!
+//! *No wake-up is lost.* Each waiter sleeps on an event count of its own, a futex, that
+//! each event changes before it wakes. The kernel puts a request to sleep only if the
+//! count is still what it was before the request looked around.
 //!
 //! *Which requests may be dropped.* A request checks its client once it waits. If the
 //! client is there, the request is dropped when the client goes away before it is let
@@ -28,20 +38,30 @@
 //! ([`SETTLED`]), its request is carried out, however long that takes: it was sent
 //! before the client left. When the server ends, such a request can't wait for an
 //! operator, and has the gate opened.
+//!
+//! *One looks for all of its connection.* Of the requests of a connection, the one that
+//! has waited longest checks its client often. When that has gone, it has the others check
+//! for themselves: they need not find the same, since a layer above us may ask for
+//! something on behalf of another client. So they also check by themselves, if not as
+//! often.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::sync::{Deadline, Ordering};
+use super::sync::{Arc, Deadline, Futex, Ordering};
 use super::{CLOSED, DRAINING, Gate, Pass, Slot};
 
-/// A held request checks its client this often ...
+/// The first held request of a connection checks its client this often ...
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-/// ... or less often where many are held, so that they check this far apart together ...
+/// ... or less often where many are held ...
 const LOOK_EACH: Duration = Duration::from_micros(3_500);
 
-/// ... but at least this often: the thread of a dead client is free within a second.
+/// ... but at least this often: the threads of a dead client are free within a second.
 const LOOK_AT_LAST: Duration = Duration::from_millis(900);
+
+/// The other requests of a connection check this often, if nobody tells them to.
+pub(super) const LOOK_BESIDE: Duration = Duration::from_secs(10);
 
 /// A client that is there when its request begins to wait may have disconnected
 /// already, and close its socket a moment later: what a layer above us then does for
@@ -49,12 +69,53 @@ const LOOK_AT_LAST: Duration = Duration::from_millis(900);
 /// time counts as connected.
 pub(super) const SETTLED: Duration = Duration::from_millis(10);
 
-/// The requests that wait for the next opening.
+/// How many requests each that wakes up wakes in its turn. The model makes do with one,
+/// which is the harder case.
+pub(super) const FAN_OUT: usize = if cfg!(loom) { 1 } else { 2 };
+
+/// Those who wait, longest first.
 #[derive(Default)]
 pub(super) struct Waiters {
-    pub(super) held: usize,
+    /// For the next opening.
+    held: VecDeque<Arc<Waiter>>,
     /// Of these, those that must not be dropped.
     undroppable: usize,
+    /// For their turn to be woken, after an opening.
+    to_wake: VecDeque<Arc<Waiter>>,
+}
+
+impl Waiters {
+    /// An opening lets in all who are held, this many.
+    pub(super) fn let_in(&mut self) -> usize {
+        let held = self.held.len();
+        self.to_wake.append(&mut self.held);
+        self.undroppable = 0;
+        held
+    }
+
+    pub(super) fn next_to_wake(&mut self) -> Option<Arc<Waiter>> {
+        self.to_wake.pop_front()
+    }
+}
+
+/// A request that waits.
+pub(super) struct Waiter {
+    /// Whose client it checks. `None` if it doesn't wait for a client.
+    connection: Option<usize>,
+    /// Changes with each event that its thread has to see.
+    events: Futex,
+}
+
+impl Waiter {
+    fn looks_for(&self, other: &Waiter) -> bool {
+        self.connection.is_some() && self.connection == other.connection
+    }
+
+    /// Has its thread look around. Make what it is to see visible before.
+    pub(super) fn stir(&self) {
+        self.events.count();
+        self.events.wake();
+    }
 }
 
 /// What is lost if a request isn't carried out.
@@ -70,7 +131,7 @@ pub enum Worth {
 enum Early<'a> {
     /// The client goes away while its request waits, or the server ends. A client
     /// that had gone before makes no difference.
-    ClientGoes(Worth, &'a dyn Fn() -> bool),
+    ClientGoes { worth: Worth, connection: usize, is_gone: &'a dyn Fn() -> bool },
     /// There is nothing left to do inside.
     Done(&'a dyn Fn() -> bool),
 }
@@ -85,18 +146,22 @@ impl Gate {
     /// the client had gone before.
     ///
     /// `is_gone` says whether the client has gone. The gate asks when the request
-    /// begins to wait, every 100 to 900 ms, and before it goes in.
+    /// begins to wait, and before it goes in. Meanwhile it asks one request of each
+    /// `connection`, a number, every 100 to 900 ms; and the others when that one says
+    /// yes, or after ten seconds.
     pub fn wait<'a>(
         &'a self,
         slot: &'a Slot,
         worth: Worth,
+        connection: usize,
         is_gone: impl Fn() -> bool,
     ) -> Result<Pass<'a>, Dropped> {
-        self.wait_for_opening(slot, &Early::ClientGoes(worth, &is_gone))
+        let early = Early::ClientGoes { worth, connection, is_gone: &is_gone };
+        self.wait_for_opening(slot, &early)
     }
 
     /// The same for work that is needed only as long as `is_done` says no, which the
-    /// gate asks as `wait` asks `is_gone`. `None` if it was done meanwhile.
+    /// gate asks every 100 to 900 ms. `None` if it was done meanwhile.
     pub fn wait_unless<'a>(
         &'a self,
         slot: &'a Slot,
@@ -107,45 +172,59 @@ impl Gate {
 
     /// W1: `Err` has the openings so far. `Ok` if the gate was opened a moment ago:
     /// the request is counted in, and that is what the slot counted before.
-    fn begin_to_wait(&self, slot: &Slot) -> Result<usize, usize> {
+    fn begin_to_wait(&self, slot: &Slot, waiter: &Arc<Waiter>) -> Result<usize, usize> {
         let mut waiters = self.waiters.lock();
         if self.state.load(Ordering::Relaxed) & CLOSED == 0 {
             // No barrier: closing the gate takes the lock first.
             return Ok(slot.enter());
         }
-        waiters.held = waiters.held.wrapping_add(1);
+        waiters.held.push_back(waiter.clone());
         Err(self.openings.load(Ordering::Relaxed))
     }
 
     #[cold]
     fn wait_for_opening<'a>(&'a self, slot: &'a Slot, early: &Early) -> Result<Pass<'a>, Dropped> {
         let pass = |before| Pass { gate: self, slot, before };
-        let since = match self.begin_to_wait(slot) {
+        let connection = match early {
+            Early::ClientGoes { connection, .. } => Some(*connection),
+            Early::Done(_) => None,
+        };
+        let waiter = Arc::new(Waiter { connection, events: Futex::new(0) });
+        let since = match self.begin_to_wait(slot, &waiter) {
             Ok(before) => return Ok(pass(before)),
             Err(since) => since,
         };
         let has_gone = match early {
-            Early::ClientGoes(_, is_gone) => is_gone() || self.leaves_at_once(since, is_gone),
+            Early::ClientGoes { is_gone, .. } => {
+                is_gone() || self.leaves_at_once(&waiter, since, is_gone)
+            }
             Early::Done(_) => false,
         };
-        if has_gone && matches!(early, Early::ClientGoes(Worth::All, _)) {
-            self.count_as_undroppable(since);
+        if has_gone {
+            self.stir_others(&waiter);
+            if matches!(early, Early::ClientGoes { worth: Worth::All, .. }) {
+                self.count_as_undroppable(since);
+            }
         }
         loop {
             // Acquire, here and below: it pairs with `open` and `shut_down`.
-            let seen = self.events.load(Ordering::Acquire);
+            let seen = waiter.events.load(Ordering::Acquire);
             // In this order, so that we see a client that had gone when the gate
             // was opened.
             let is_let_in = self.openings.load(Ordering::Acquire) != since;
+            if is_let_in {
+                // Before we ask about our client, which can take a while.
+                self.wake();
+            }
             let is_over = match early {
-                Early::ClientGoes(Worth::All, _) if has_gone => false,
-                Early::ClientGoes(_, is_gone) => {
+                Early::ClientGoes { worth: Worth::All, .. } if has_gone => false,
+                Early::ClientGoes { is_gone, .. } => {
                     self.ending.load(Ordering::Acquire) || !has_gone && is_gone()
                 }
                 Early::Done(is_done) => is_done(),
             };
             if is_over {
-                self.end_to_wait(since);
+                self.end_to_wait(&waiter, since);
                 return Err(Dropped);
             }
             if is_let_in {
@@ -154,22 +233,22 @@ impl Gate {
                 self.let_in.fetch_sub(1, Ordering::Release);
                 return Ok(pass(before));
             }
-            self.events.wait(seen, &Deadline::after(self.look_again()));
+            waiter.events.wait(seen, &Deadline::after(self.look_again(&waiter)));
         }
     }
 
     /// Whether the client of a request that waits since `since` leaves before it has settled.
-    fn leaves_at_once(&self, since: usize, is_gone: &dyn Fn() -> bool) -> bool {
+    fn leaves_at_once(&self, waiter: &Waiter, since: usize, is_gone: &dyn Fn() -> bool) -> bool {
         let is_ending = || self.ending.load(Ordering::Acquire);
         // A futex may wake up for no reason, and this time is to be whole.
         let sleep = |limit| {
             let deadline = Deadline::after(limit);
             loop {
-                let seen = self.events.load(Ordering::Acquire);
+                let seen = waiter.events.load(Ordering::Acquire);
                 if is_ending() || self.openings.load(Ordering::Acquire) != since {
                     return;
                 }
-                if self.events.wait_briefly(seen, &deadline) {
+                if waiter.events.wait_briefly(seen, &deadline) {
                     return;
                 }
             }
@@ -199,20 +278,24 @@ impl Gate {
     }
 
     /// A request that waits since `since` is dropped.
-    fn end_to_wait(&self, since: usize) {
-        {
+    fn end_to_wait(&self, waiter: &Arc<Waiter>, since: usize) {
+        let is_draining = {
             let mut waiters = self.waiters.lock();
             if self.openings.load(Ordering::Relaxed) == since {
-                waiters.held = waiters.held.wrapping_sub(1);
+                waiters.held.retain(|other| !Arc::ptr_eq(other, waiter));
+                drop(waiters);
+                self.stir_others(waiter);
                 return;
             }
             self.let_in.fetch_sub(1, Ordering::Release);
-            if self.state.load(Ordering::Relaxed) & DRAINING == 0 {
-                return;
-            }
+            self.state.load(Ordering::Relaxed) & DRAINING != 0
+        };
+        // It was let in meanwhile, and may have been woken for that.
+        self.wake();
+        if is_draining {
+            // The drain may have counted it.
+            (self.wake_closing_side)();
         }
-        // The drain may have counted it.
-        (self.wake_closing_side)();
     }
 
     /// The server is shutting down. Held requests that may be dropped are, now and
@@ -221,20 +304,31 @@ impl Gate {
         {
             let _waiters = self.waiters.lock();
             self.ending.store(true, Ordering::Release);
-            self.count_event();
         }
-        self.events.wake_all();
+        self.stir(|_| true);
     }
 
-    /// Changes what waiters sleep on; wake them then. With `waiters` locked.
-    pub(super) fn count_event(&self) {
-        let events = self.events.load(Ordering::Relaxed);
-        self.events.store(events.wrapping_add(1), Ordering::Release);
+    /// The client of `waiter` has gone: has the others of its connection look, each once.
+    fn stir_others(&self, waiter: &Waiter) {
+        self.stir(|other| other.looks_for(waiter) && other.events.load(Ordering::Relaxed) == 0);
+    }
+
+    /// Has those who are held, and of whom `whom` says yes, look around.
+    pub(super) fn stir(&self, whom: impl Fn(&Waiter) -> bool) {
+        let waiters = self.waiters.lock();
+        let found: Vec<_> = waiters.held.iter().filter(|other| whom(other)).cloned().collect();
+        drop(waiters);
+        found.iter().for_each(|waiter| waiter.stir());
     }
 
     /// How long to sleep before the next check of the client.
-    fn look_again(&self) -> Duration {
-        let held = u32::try_from(self.held()).unwrap_or(u32::MAX);
+    fn look_again(&self, waiter: &Arc<Waiter>) -> Duration {
+        let held = &self.waiters.lock().held;
+        let first = held.iter().find(|other| other.looks_for(waiter));
+        if first.is_some_and(|first| !Arc::ptr_eq(first, waiter)) {
+            return LOOK_BESIDE;
+        }
+        let held = u32::try_from(held.len()).unwrap_or(u32::MAX);
         LOOK_EACH.saturating_mul(held).clamp(LOOK_AGAIN, LOOK_AT_LAST)
     }
 
@@ -246,6 +340,6 @@ impl Gate {
 
     /// How many requests wait; for the log, it may be old at once.
     pub fn held(&self) -> usize {
-        self.waiters.lock().held
+        self.waiters.lock().held.len()
     }
 }

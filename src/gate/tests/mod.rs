@@ -8,8 +8,11 @@ mod real;
 
 use std::time::Duration;
 
-use super::sync::{Arc, AtomicUsize, Deadline, Futex, Mutex, Ordering, thread};
+use super::sync::{Arc, AtomicUsize, Deadline, Futex, Ordering, thread};
 use super::{Barrier, Dropped, Gate, Slot, Worth};
+
+/// All requests of a scene are of one.
+const CONNECTION: usize = 1;
 
 struct Scene {
     gate: Arc<Gate>,
@@ -35,11 +38,10 @@ impl Clone for Scene {
 impl Scene {
     fn new(barrier: Barrier) -> Self {
         let event = Arc::new(Futex::new(0));
-        let (signalled, signalling) = (event.clone(), Mutex::new(()));
+        let signalled = event.clone();
         let signal = move || {
-            let _signalling = signalling.lock();
-            signalled.store(signalled.load(Ordering::Relaxed) + 1, Ordering::Release);
-            signalled.wake_all();
+            signalled.count();
+            signalled.wake();
         };
         Scene {
             gate: Arc::new(Gate::new(barrier, signal)),
@@ -53,7 +55,7 @@ impl Scene {
         let at_once = self.gate.enter_at_once(slot);
         let _pass = match at_once.or_else(|| self.gate.enter(slot)) {
             Some(pass) => pass,
-            None => self.gate.wait(slot, Worth::All, is_gone)?,
+            None => self.gate.wait(slot, Worth::All, CONNECTION, is_gone)?,
         };
         // Relaxed, so that only the gate orders what is checked.
         self.working.fetch_add(1, Ordering::Relaxed);

@@ -92,6 +92,39 @@ fn what_is_held_is_let_in_by_an_opening_and_awaited_by_the_next_drain() {
     });
 }
 
+#[test]
+fn each_that_is_woken_wakes_the_next() {
+    for_both_barriers(|barrier| {
+        let scene = Scene::new(barrier);
+        scene.drain();
+        let requests: Vec<_> = (0..2).map(|_| scene.start_request(|| false)).collect();
+        until_held(&scene, 2);
+        scene.open();
+        for request in requests {
+            assert_eq!(request.join().unwrap(), Ok(()));
+        }
+    });
+}
+
+/// Its turn to wake the next has come all the same.
+#[test]
+fn who_is_dropped_as_the_gate_opens_wakes_the_next() {
+    for_both_barriers(|barrier| {
+        let scene = Scene::new(barrier);
+        let gone = Arc::new(AtomicUsize::new(0));
+        scene.drain();
+        let looks = Looks::new(&gone);
+        let first = scene.start_request(move || looks.look());
+        until_held(&scene, 1);
+        let second = scene.start_request(|| false);
+        until_held(&scene, 2);
+        gone.store(1, Ordering::SeqCst);
+        scene.open();
+        let _ = first.join().unwrap();
+        assert_eq!(second.join().unwrap(), Ok(()));
+    });
+}
+
 /// As when `r+` comes, and the controller has gone.
 #[test]
 fn one_wake_is_enough_for_two_openings() {
@@ -217,7 +250,7 @@ fn when_the_server_ends_one_that_is_worth_nothing_is_dropped_in_any_case() {
             let slot = client.gate.take_slot();
             assert!(client.gate.enter(&slot).is_none());
             // That the server ends looks as if its client had gone.
-            client.gate.wait(&slot, Worth::Nothing, || true).is_err()
+            client.gate.wait(&slot, Worth::Nothing, 0, || true).is_err()
         });
         scene.gate.shut_down();
         assert!(!scene.gate.must_open());

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::Scene;
-use crate::gate::waiters::{LOOK_AGAIN, SETTLED};
+use crate::gate::waiters::{LOOK_AGAIN, LOOK_BESIDE, SETTLED};
 use crate::gate::{Barrier, Changes, Dropped, Gate, Worth};
 
 #[test]
@@ -40,6 +40,44 @@ fn a_held_request_is_dropped_when_its_client_goes_though_nobody_opens() {
     assert!(start.elapsed() < Duration::from_secs(10));
     assert_eq!(scene.done.load(Ordering::Relaxed), 0);
     assert_eq!((scene.gate.in_flight(), scene.gate.held()), (0, 0));
+}
+
+#[test]
+fn the_first_of_a_connection_looks_for_the_others_and_each_decides_for_itself() {
+    let scene = Scene::new(Barrier::best());
+    scene.drain();
+    let gone = AtomicBool::new(false);
+    let looks: [AtomicU64; 3] = Default::default();
+    let count = |number: usize| looks[number].load(Ordering::SeqCst);
+    std::thread::scope(|scope| {
+        // The last one is of another client, as multi-conn's flushes are.
+        let requests: Vec<_> = (0..3)
+            .map(|number| {
+                let (scene, gone, looks) = (&scene, &gone, &looks);
+                let request = scope.spawn(move || {
+                    scene.request(&scene.gate.take_slot(), || {
+                        looks[number].fetch_add(1, Ordering::SeqCst);
+                        number < 2 && gone.load(Ordering::SeqCst)
+                    })
+                });
+                until(|| scene.gate.held() > number);
+                request
+            })
+            .collect();
+        let _stop = Stop(&gone, &scene.gate);
+        until(|| (0..3).all(|number| count(number) > 2) && count(0) > 6);
+        let (second, third) = (count(1), count(2));
+        assert!(second < 5 && third < 5, "{second} and {third} looks beside those of the first");
+        gone.store(true, Ordering::SeqCst);
+        let start = Instant::now();
+        until(|| scene.gate.held() == 1);
+        assert!(start.elapsed() < LOOK_BESIDE / 2);
+        // It was told, and looks for itself.
+        until(|| count(2) > third);
+        scene.open();
+        let results = requests.into_iter().map(|request| request.join().unwrap());
+        assert!(results.eq([Err(Dropped), Err(Dropped), Ok(())]));
+    });
 }
 
 /// As a client does that says goodbye and then closes its socket.
@@ -81,7 +119,7 @@ fn however_often_a_request_is_woken_its_client_has_time_to_leave() {
             scene.request(&scene.gate.take_slot(), look)
         });
         while second.get().is_none() {
-            scene.gate.events.wake_all();
+            scene.gate.stir(|_| true);
             std::thread::yield_now();
         }
         scene.open();
@@ -166,7 +204,7 @@ fn what_is_held_is_let_in_by_the_next_opening_however_short() {
 fn to_open_an_open_gate_or_to_close_a_closed_one_changes_nothing() {
     let scene = Scene::new(Barrier::best());
     let gate = &scene.gate;
-    let look = || (gate.openings.load(Ordering::Relaxed), gate.events.load(Ordering::Relaxed));
+    let look = || gate.openings.load(Ordering::Relaxed);
     let before = look();
     gate.open();
     assert_eq!(look(), before);
@@ -233,7 +271,7 @@ fn stress(barrier: Barrier) {
                     // A thread that comes and goes now and then.
                     let slot = scene.gate.take_slot();
                     for _ in 0..1_000 {
-                        let enter = || scene.gate.wait(&slot, Worth::All, || false).unwrap();
+                        let enter = || scene.gate.wait(&slot, Worth::All, 0, || false).unwrap();
                         let _pass = scene.gate.enter(&slot).unwrap_or_else(enter);
                         // Odd: below the gate, for long enough to be seen there.
                         mine.0.store(2 * requests + 1, Ordering::Relaxed);
