@@ -178,12 +178,15 @@ impl Core {
         // What others sent before a controller even connected comes before anything it
         // sends, unless it queues behind other commands of theirs: the r of a second nc
         // must not overtake the p of a first.
-        let (mut known, new): (Vec<_>, Vec<_>) =
-            self.controllers.iter().partition(|controller| controller.was_heard);
-        let first = self.turns.checked_rem(known.len()).unwrap_or(0);
-        known.rotate_left(first);
-        let order: Vec<Id> = known.iter().chain(&new).map(|it| it.name.id).collect();
-        for id in order {
+        let mut order: Vec<(bool, Id)> =
+            self.controllers.iter().map(|it| (!it.was_heard, it.name.id)).collect();
+        order.sort_by_key(|&(is_new, _)| is_new);
+        let known = order.partition_point(|&(is_new, _)| !is_new);
+        if let (Some(first), Some(known)) = (self.turns.checked_rem(known), order.get_mut(..known))
+        {
+            known.rotate_left(first);
+        }
+        for (_, id) in order {
             self.serve(id, now);
         }
     }

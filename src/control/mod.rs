@@ -215,8 +215,10 @@ impl Loop {
 
     /// Waits until there is something to do, and returns what has arrived.
     fn poll(&self) -> io::Result<Vec<(Source, PollFlags)>> {
-        let mut sources = vec![Source::Event];
-        let mut fds = vec![PollFd::new(&self.event, PollFlags::IN)];
+        let most = self.controllers.polled().count().saturating_add(2);
+        let (mut sources, mut fds) = (Vec::with_capacity(most), Vec::with_capacity(most));
+        sources.push(Source::Event);
+        fds.push(PollFd::new(&self.event, PollFlags::IN));
         if let Some(listener) = self.acceptor.polled() {
             sources.push(Source::Listener);
             fds.push(PollFd::new(listener, PollFlags::IN));
