@@ -4,13 +4,17 @@
  *
  *   host pread SO THREADS CONNECTIONS SECONDS   ns a request, over a direct call
  *   host count SO filter|direct REQUESTS        just makes them (for callgrind)
- *   host drain SO ROUNDS                        us: last request ended to `P`
- *   host resume SO ROUNDS                       us: `r` to `R`, first, last done
+ *   host drain SO ROUNDS     us: last request ended to `P`; us of CPU, switches
+ *   host resume SO ROUNDS WORK      us: `r` to `R`, to the first, the last done
+ *   host held SO SECONDS        % of a core, wake-ups a second, of 256 that wait
  *   host churn SO CONNECTIONS   us of a pause, fresh and after; KiB left behind
- *   host control SOCKET ROUNDS  us of a pause, and of connect+p+r+close
+ *   host seats SO THREADS          us of a pause beside threads that do nothing
+ *   host control SOCKET ROUNDS OTHERS   us of a pause, of connect+p+r+close
+ *   host busy SOCKET ROUNDS  us: `p` to `P`, the 90th percentile; `r` to `R`, it
  *
- * THREADS are all threads, spread over CONNECTIONS.  Several figures of rounds
- * are their medians.
+ * THREADS are all threads, spread over CONNECTIONS.  WORK is what a held request
+ * does in the next layer, in us.  OTHERS stay connected meanwhile.  Figures of
+ * rounds are their medians; ns a request are from the shortest of many runs.
  */
 
 #define _GNU_SOURCE
@@ -23,6 +27,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <time.h>
@@ -63,11 +68,34 @@ by_value (const void *a, const void *b)
   return (x > y) - (x < y);
 }
 
+/* `of` from 0, the smallest, to 1. */
+static double
+quantile (double *values, size_t n, double of)
+{
+  qsort (values, n, sizeof *values, by_value);
+  return values[(size_t) (of * (n - 1) + 0.5)];
+}
+
 static double
 median (double *values, size_t n)
 {
-  qsort (values, n, sizeof *values, by_value);
-  return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
+  return quantile (values, n, 0.5);
+}
+
+/* What this process has had so far of the processors. */
+struct usage { double cpu_us, switches; };
+
+static struct usage
+usage (void)
+{
+  struct rusage ru;
+
+  getrusage (RUSAGE_SELF, &ru);
+  return (struct usage) {
+    (ru.ru_utime.tv_sec + ru.ru_stime.tv_sec) * 1e6
+      + ru.ru_utime.tv_usec + ru.ru_stime.tv_usec,
+    ru.ru_nvcsw + ru.ru_nivcsw,
+  };
 }
 
 /* ---- The operator's side.  The measurements leave their control connection
@@ -192,19 +220,20 @@ request_ns (pread_function *function, unsigned threads, unsigned connections,
   return spent / requests_made;
 }
 
+/* The shortest of many runs is the one that nothing else has disturbed. */
 static void
 measure_pread (unsigned threads, unsigned connections, double seconds)
 {
-  enum { PAIRS = 3 };
-  double over[PAIRS];
+  enum { PAIRS = 16 };
+  double direct[PAIRS], over[PAIRS];
 
   for (int i = 0; i < PAIRS; ++i) {
-    double direct = request_ns (direct_pread, threads, connections,
-                                seconds / PAIRS / 4);
+    direct[i] = request_ns (direct_pread, threads, connections,
+                            seconds / PAIRS / 2);
     over[i] = request_ns (filter_pread, threads, connections,
-                          seconds / PAIRS * 3 / 4) - direct;
+                          seconds / PAIRS / 2);
   }
-  printf ("%.3f\n", median (over, PAIRS));
+  printf ("%.3f\n", quantile (over, PAIRS, 0) - quantile (direct, PAIRS, 0));
 }
 
 /* ---- count: the same loop for an instruction counter. */
@@ -266,16 +295,26 @@ static void
 measure_drain (unsigned rounds)
 {
   struct connection *conns[NR_CONNECTIONS];
-  double us[rounds];
+  double us[rounds], cpu_us[rounds], switches[rounds];
   int fd = connect_control (control_path);
 
   door = filter_pread;
   for (int i = 0; i < NR_CONNECTIONS; ++i)
     conns[i] = start_connection (NR_WORKERS, drain_worker);
   for (unsigned i = 0; i < rounds; ++i) {
-    sleep_ns (20000000);
+    struct usage before, after;
+
+    last_ended = 0;
+    while (in_next_layer < NR_CONNECTIONS * NR_WORKERS * 15 / 16)
+      sleep_ns (1000000);
+    before = usage ();
     command (fd, 'p');
     us[i] = (now () - last_ended) / 1e3;
+    after = usage ();
+    cpu_us[i] = after.cpu_us - before.cpu_us;
+    switches[i] = after.switches - before.switches;
+    if (last_ended == 0)
+      die ("P before any request has ended");
     if (in_next_layer != 0)
       die ("P while %d requests are in the next layer", in_next_layer);
     command (fd, 'r');
@@ -283,7 +322,8 @@ measure_drain (unsigned rounds)
   stop = true;
   for (int i = 0; i < NR_CONNECTIONS; ++i)
     join_connection (conns[i]);
-  printf ("%.1f\n", median (us, rounds));
+  printf ("%.1f %.1f %.1f\n", median (us, rounds), median (cpu_us, rounds),
+          median (switches, rounds));
 }
 
 /* ---- resume: one held request in each of 256 threads, then `r`. */
@@ -310,10 +350,41 @@ resume_worker (void *conn)
   return NULL;
 }
 
+enum { HELD = NR_CONNECTIONS * NR_WORKERS };
+
+/* Pauses, and has HELD requests wait. */
+static void
+hold (int fd, struct connection *conns[NR_CONNECTIONS])
+{
+  nr_asking = nr_done = 0;
+  first_done = last_done = 0;
+  command (fd, 'p');
+  for (int i = 0; i < NR_CONNECTIONS; ++i)
+    conns[i] = start_connection (NR_WORKERS, resume_worker);
+  while (nr_asking < HELD)
+    sleep_ns (1000000);
+  sleep_ns (30000000);          /* the last to ask is asleep in the filter too */
+  if (nr_done != 0)
+    die ("%d requests were let through while paused", nr_done);
+}
+
+static int64_t work_ns;
+
+static int
+working_pread (nbdkit_next *next, void *buf, uint32_t count, uint64_t offset,
+               uint32_t flags, int *err)
+{
+  int64_t until = clock_ns (CLOCK_THREAD_CPUTIME_ID) + work_ns;
+
+  (void) next, (void) buf, (void) count, (void) offset, (void) flags, (void) err;
+  while (clock_ns (CLOCK_THREAD_CPUTIME_ID) < until)
+    ;
+  return 0;
+}
+
 static void
 measure_resume (unsigned rounds)
 {
-  enum { HELD = NR_CONNECTIONS * NR_WORKERS };
   struct connection *conns[NR_CONNECTIONS];
   double reply_us[rounds], first_us[rounds], last_us[rounds];
   int fd = connect_control (control_path);
@@ -323,17 +394,7 @@ measure_resume (unsigned rounds)
   for (unsigned i = 0; i < rounds; ++i) {
     int64_t start;
 
-    nr_asking = nr_done = 0;
-    first_done = last_done = 0;
-    command (fd, 'p');
-    for (int j = 0; j < NR_CONNECTIONS; ++j)
-      conns[j] = start_connection (NR_WORKERS, resume_worker);
-    while (nr_asking < HELD)
-      sleep_ns (1000000);
-    sleep_ns (30000000);        /* the last to ask is asleep in the filter too */
-    if (nr_done != 0)
-      die ("%d requests were let through while paused", nr_done);
-
+    hold (fd, conns);
     start = now ();
     command (fd, 'r');
     reply_us[i] = (now () - start) / 1e3;
@@ -345,6 +406,52 @@ measure_resume (unsigned rounds)
   }
   printf ("%.1f %.1f %.1f\n", median (reply_us, rounds),
           median (first_us, rounds), median (last_us, rounds));
+}
+
+/* ---- held: what those cost who wait. */
+
+static void
+measure_held (double seconds)
+{
+  struct connection *conns[NR_CONNECTIONS];
+  int fd = connect_control (control_path);
+  struct usage before, after;
+
+  door = filter_pread;
+  pthread_barrier_init (&finish_line, NULL, HELD + 1);
+  hold (fd, conns);
+  before = usage ();
+  sleep_ns (seconds * 1e9);
+  after = usage ();
+  command (fd, 'r');
+  pthread_barrier_wait (&finish_line);
+  for (int i = 0; i < NR_CONNECTIONS; ++i)
+    join_connection (conns[i]);
+  printf ("%.4f %.1f\n", (after.cpu_us - before.cpu_us) / seconds / 1e4,
+          (after.switches - before.switches) / seconds);
+}
+
+/* ---- seats: a pause has to look at every thread that makes requests. */
+
+static void
+measure_seats (unsigned threads)
+{
+  enum { AT_ONCE = 100 };
+  unsigned n = threads / AT_ONCE;
+  struct connection *conns[n];
+  int fd = connect_control (control_path);
+
+  door = filter_pread;
+  nr_asking = 0;
+  pthread_barrier_init (&finish_line, NULL, n * AT_ONCE + 1);
+  for (unsigned i = 0; i < n; ++i)
+    conns[i] = start_connection (AT_ONCE, resume_worker);
+  while (nr_asking < (int) (n * AT_ONCE))
+    sleep_ns (1000000);
+  printf ("%.1f\n", idle_pause_us (fd, 300));
+  pthread_barrier_wait (&finish_line);
+  for (unsigned i = 0; i < n; ++i)
+    join_connection (conns[i]);
 }
 
 /* ---- churn: does a pause remember those who are gone? */
@@ -400,12 +507,15 @@ measure_churn (unsigned connections)
 /* ---- control: the operator's waiting time, at a server that runs elsewhere. */
 
 static void
-measure_control (const char *path, unsigned rounds)
+measure_control (const char *path, unsigned rounds, unsigned others)
 {
-  double us[rounds];
-  int fd = connect_control (path);
-  double open_connection = idle_pause_us (fd, rounds);
+  double us[rounds], open_connection;
+  int fd;
 
+  for (unsigned i = 0; i < others; ++i)
+    connect_control (path);
+  fd = connect_control (path);
+  open_connection = idle_pause_us (fd, rounds);
   close (fd);
   for (unsigned i = 0; i < rounds; ++i) {
     int64_t start = now ();
@@ -416,6 +526,30 @@ measure_control (const char *path, unsigned rounds)
     us[i] = (now () - start) / 1e3;
   }
   printf ("%.3f %.3f\n", open_connection, median (us, rounds));
+}
+
+/* The same at a server that others keep busy. */
+static void
+measure_busy (const char *path, unsigned rounds)
+{
+  double p_us[rounds], r_us[rounds];
+  int fd = connect_control (path);
+
+  for (unsigned i = 0; i < rounds; ++i) {
+    int64_t start;
+
+    sleep_ns (20000000);
+    start = now ();
+    command (fd, 'p');
+    p_us[i] = (now () - start) / 1e3;
+    sleep_ns (5000000);         /* so that all clients have requests that wait */
+    start = now ();
+    command (fd, 'r');
+    r_us[i] = (now () - start) / 1e3;
+  }
+  printf ("%.1f %.1f %.1f %.1f\n", median (p_us, rounds),
+          quantile (p_us, rounds, 0.9), median (r_us, rounds),
+          quantile (r_us, rounds, 0.9));
 }
 
 /* ---- */
@@ -437,8 +571,12 @@ main (int argc, char *argv[])
 
   alarm (60);                   /* a filter that never answers ends here */
 
-  if (strcmp (mode, "control") == 0 && argc == 4) {
-    measure_control (argv[2], atoi (argv[3]));
+  if (strcmp (mode, "control") == 0 && argc == 5) {
+    measure_control (argv[2], atoi (argv[3]), atoi (argv[4]));
+    return EXIT_SUCCESS;
+  }
+  if (strcmp (mode, "busy") == 0 && argc == 4) {
+    measure_busy (argv[2], atoi (argv[3]));
     return EXIT_SUCCESS;
   }
   if (argc < 4)
@@ -453,6 +591,10 @@ main (int argc, char *argv[])
   atexit (remove_scratch);
   if (strcmp (mode, "drain") == 0)
     next_layer_pread = slow_pread;
+  if (strcmp (mode, "resume") == 0 && argc == 5 && atoi (argv[4])) {
+    work_ns = atoi (argv[4]) * INT64_C (1000);
+    next_layer_pread = working_pread;
+  }
   if (strcmp (mode, "churn") == 0)
     mallopt (M_ARENA_MAX, 1);   /* else its growth hides what the filter keeps */
   load_filter (argv[2], control_path);
@@ -466,6 +608,10 @@ main (int argc, char *argv[])
     measure_drain (atoi (argv[3]));
   else if (strcmp (mode, "resume") == 0)
     measure_resume (atoi (argv[3]));
+  else if (strcmp (mode, "held") == 0)
+    measure_held (atof (argv[3]));
+  else if (strcmp (mode, "seats") == 0)
+    measure_seats (atoi (argv[3]));
   else if (strcmp (mode, "churn") == 0)
     measure_churn (atoi (argv[3]));
   else

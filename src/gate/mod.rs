@@ -47,7 +47,7 @@
 //! closing side that saw a request which was never inside. (`enter_at_once` backs out in
 //! silence; the `enter` that follows speaks for it.)
 //!
-//! `waiters` is about requests that have backed out, `thread_slot` about how a thread
+//! `waiters` and `queue` are about requests that have backed out, `thread_slot` about how a thread
 //! finds its count, `changes` about what was changed inside and needs a flush.
 //!
 //! # Without membarrier
@@ -60,13 +60,14 @@
 mod barrier;
 mod changes;
 mod counts;
+mod queue;
 mod sync;
 #[cfg(test)]
 mod tests;
 pub mod thread_slot;
 mod waiters;
 
-use std::{array, mem};
+use std::mem;
 
 pub use barrier::{Barrier, BarrierFailed};
 pub use changes::Changes;
@@ -74,8 +75,8 @@ pub use counts::{OwnedSlot, Slot};
 pub use waiters::{Dropped, Worth};
 
 use counts::Counts;
+use queue::Waiters;
 use sync::{AtomicBool, AtomicU32, AtomicUsize, Mutex, Ordering, fence, light_barrier};
-use waiters::{FAN_OUT, Waiters};
 
 /// Requests pass.
 const OPEN: u32 = 0;
@@ -273,12 +274,9 @@ impl Gate {
     /// wakes the next. Apart from `open`, so that the controller can get its reply before
     /// many threads want the processors.
     pub fn wake(&self) {
-        let next: [_; FAN_OUT] = {
-            let mut waiters = self.waiters.lock();
-            array::from_fn(|_| waiters.next_to_wake())
-        };
-        for waiter in next.into_iter().flatten() {
-            waiter.stir();
+        let next = self.waiters.lock().next_to_wake();
+        if let Some(events) = next {
+            events.signal();
         }
     }
 

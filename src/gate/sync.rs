@@ -22,7 +22,7 @@ mod imp {
     /// What the light barrier leaves to be done, done for all threads.
     pub use crate::gate::barrier::private_expedited as heavy_barrier;
 
-    /// An event count that a thread sleeps on (futex(2)). It has no lock to pass on its
+    /// An event count that threads sleep on (futex(2)). None has to pass a lock on its
     /// way out: with a condition variable, the last of 256 held requests took 1.4 times
     /// as long to go on.
     pub struct Futex(AtomicU32);
@@ -37,9 +37,11 @@ mod imp {
             self.0.load(ordering)
         }
 
-        /// Counts an event that `wait` is not to miss.
-        pub fn count(&self) {
+        /// Counts an event and wakes all who sleep. Make what they are to see visible
+        /// before.
+        pub fn signal(&self) {
             self.0.fetch_add(1, Ordering::Release);
+            let _ = futex::wake(&self.0, futex::Flags::PRIVATE, i32::MAX.unsigned_abs());
         }
 
         /// Sleeps if the word is still `seen`, at most until `deadline`; may wake up for
@@ -54,11 +56,6 @@ mod imp {
         /// The same, in the shipped filter. The model knows no time that passes.
         pub fn wait_briefly(&self, seen: u32, deadline: &Deadline) -> bool {
             self.wait(seen, deadline)
-        }
-
-        /// Wakes one that sleeps. Count the event before.
-        pub fn wake(&self) {
-            let _ = futex::wake(&self.0, futex::Flags::PRIVATE, 1);
         }
     }
 
@@ -123,8 +120,10 @@ mod imp {
             self.word.load(ordering)
         }
 
-        pub fn count(&self) {
+        pub fn signal(&self) {
             self.word.fetch_add(1, Ordering::Release);
+            let _kernel = self.kernel.lock();
+            self.woken.notify_all();
         }
 
         pub fn wait(&self, seen: u32, _deadline: &Deadline) -> bool {
@@ -139,11 +138,6 @@ mod imp {
         /// To yield here would let all others go as far as they can.
         pub fn wait_briefly(&self, _seen: u32, _deadline: &Deadline) -> bool {
             true
-        }
-
-        pub fn wake(&self) {
-            let _kernel = self.kernel.lock();
-            self.woken.notify_one();
         }
     }
 

@@ -15,22 +15,9 @@
 //!   W3  let_in -= 1
 //! ```
 //!
-//! From O1 to W3 it is counted in `let_in`, from W2 on in its slot, so that no
+//! `queue` says who wakes whom. From O1 to W3 it is counted in `let_in`, from W2 on in its slot, so that no
 //! drain in between can miss it: C2 reads `let_in` first, and where it finds W3
 //! done (release, acquire), W2 is done, too.
-//!
-//! *Each wakes the next.* To wake all at once would keep the processors from the thread
-//! that has opened the gate, and from the first request. So O2 takes [`FAN_OUT`] waiters
-//! out of `to_wake` and wakes them, and each waiter that finds itself let in does the same
-//! before anything else. The chain can't break: were there still somebody in `to_wake`,
-//! then O2 and each waiter taken out so far has taken out one at least, that is, one more
-//! than were taken out. (Two openings before one O2 make no difference.) A waiter may
-//! wake up by itself; that adds a turn to the sum. With two in each turn, one thread that
-//! the kernel keeps from running holds up its own request alone, if another one runs.
-//!
-//! *No wake-up is lost.* Each waiter sleeps on an event count of its own, a futex, that
-//! each event changes before it wakes. The kernel puts a request to sleep only if the
-//! count is still what it was before the request looked around.
 //!
 //! *Which requests may be dropped.* A request checks its client once it waits. If the
 //! client is there, the request is dropped when the client goes away before it is let
@@ -45,10 +32,10 @@
 //! something on behalf of another client. So they also check by themselves, if not as
 //! often.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::sync::{Arc, Deadline, Futex, Ordering};
+use super::queue::{NONE, Waiter};
+use super::sync::{Arc, Deadline, Ordering};
 use super::{CLOSED, DRAINING, Gate, Pass, Slot};
 
 /// The first held request of a connection checks its client this often ...
@@ -68,55 +55,6 @@ pub(super) const LOOK_BESIDE: Duration = Duration::from_secs(10);
 /// itself looks like a request of that client. One that is still there after this
 /// time counts as connected.
 pub(super) const SETTLED: Duration = Duration::from_millis(10);
-
-/// How many requests each that wakes up wakes in its turn. The model makes do with one,
-/// which is the harder case.
-pub(super) const FAN_OUT: usize = if cfg!(loom) { 1 } else { 2 };
-
-/// Those who wait, longest first.
-#[derive(Default)]
-pub(super) struct Waiters {
-    /// For the next opening.
-    held: VecDeque<Arc<Waiter>>,
-    /// Of these, those that must not be dropped.
-    undroppable: usize,
-    /// For their turn to be woken, after an opening.
-    to_wake: VecDeque<Arc<Waiter>>,
-}
-
-impl Waiters {
-    /// An opening lets in all who are held, this many.
-    pub(super) fn let_in(&mut self) -> usize {
-        let held = self.held.len();
-        self.to_wake.append(&mut self.held);
-        self.undroppable = 0;
-        held
-    }
-
-    pub(super) fn next_to_wake(&mut self) -> Option<Arc<Waiter>> {
-        self.to_wake.pop_front()
-    }
-}
-
-/// A request that waits.
-pub(super) struct Waiter {
-    /// Whose client it checks. `None` if it doesn't wait for a client.
-    connection: Option<usize>,
-    /// Changes with each event that its thread has to see.
-    events: Futex,
-}
-
-impl Waiter {
-    fn looks_for(&self, other: &Waiter) -> bool {
-        self.connection.is_some() && self.connection == other.connection
-    }
-
-    /// Has its thread look around. Make what it is to see visible before.
-    pub(super) fn stir(&self) {
-        self.events.count();
-        self.events.wake();
-    }
-}
 
 /// What is lost if a request isn't carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,7 +85,7 @@ impl Gate {
     ///
     /// `is_gone` says whether the client has gone. The gate asks when the request
     /// begins to wait, and before it goes in. Meanwhile it asks one request of each
-    /// `connection`, a number, every 100 to 900 ms; and the others when that one says
+    /// `connection`, a number but 0, every 100 to 900 ms; and the others when that one says
     /// yes, or after ten seconds.
     pub fn wait<'a>(
         &'a self,
@@ -170,29 +108,28 @@ impl Gate {
         self.wait_for_opening(slot, &Early::Done(&is_done)).ok()
     }
 
-    /// W1: `Err` has the openings so far. `Ok` if the gate was opened a moment ago:
+    /// W1: `Err` has who waits, and the openings so far. `Ok` if the gate was opened a moment ago:
     /// the request is counted in, and that is what the slot counted before.
-    fn begin_to_wait(&self, slot: &Slot, waiter: &Arc<Waiter>) -> Result<usize, usize> {
+    fn begin_to_wait(&self, slot: &Slot, connection: usize) -> Result<usize, (Arc<Waiter>, usize)> {
         let mut waiters = self.waiters.lock();
         if self.state.load(Ordering::Relaxed) & CLOSED == 0 {
             // No barrier: closing the gate takes the lock first.
             return Ok(slot.enter());
         }
-        waiters.held.push_back(waiter.clone());
-        Err(self.openings.load(Ordering::Relaxed))
+        let waiter = waiters.join(connection);
+        Err((waiter, self.openings.load(Ordering::Relaxed)))
     }
 
     #[cold]
     fn wait_for_opening<'a>(&'a self, slot: &'a Slot, early: &Early) -> Result<Pass<'a>, Dropped> {
         let pass = |before| Pass { gate: self, slot, before };
         let connection = match early {
-            Early::ClientGoes { connection, .. } => Some(*connection),
-            Early::Done(_) => None,
+            Early::ClientGoes { connection, .. } => *connection,
+            Early::Done(_) => NONE,
         };
-        let waiter = Arc::new(Waiter { connection, events: Futex::new(0) });
-        let since = match self.begin_to_wait(slot, &waiter) {
+        let (waiter, since) = match self.begin_to_wait(slot, connection) {
             Ok(before) => return Ok(pass(before)),
-            Err(since) => since,
+            Err(waits) => waits,
         };
         let has_gone = match early {
             Early::ClientGoes { is_gone, .. } => {
@@ -201,7 +138,8 @@ impl Gate {
             Early::Done(_) => false,
         };
         if has_gone {
-            self.stir_others(&waiter);
+            // Its checks tell the others nothing any more.
+            self.stir(waiter.look_no_more());
             if matches!(early, Early::ClientGoes { worth: Worth::All, .. }) {
                 self.count_as_undroppable(since);
             }
@@ -282,9 +220,11 @@ impl Gate {
         let is_draining = {
             let mut waiters = self.waiters.lock();
             if self.openings.load(Ordering::Relaxed) == since {
-                waiters.held.retain(|other| !Arc::ptr_eq(other, waiter));
+                let was_lookout = waiters.leave(waiter);
                 drop(waiters);
-                self.stir_others(waiter);
+                if was_lookout {
+                    self.stir(waiter.connection());
+                }
                 return;
             }
             self.let_in.fetch_sub(1, Ordering::Release);
@@ -305,30 +245,30 @@ impl Gate {
             let _waiters = self.waiters.lock();
             self.ending.store(true, Ordering::Release);
         }
-        self.stir(|_| true);
+        self.stir_if(|_| true);
     }
 
-    /// The client of `waiter` has gone: has the others of its connection look, each once.
-    fn stir_others(&self, waiter: &Waiter) {
-        self.stir(|other| other.looks_for(waiter) && other.events.load(Ordering::Relaxed) == 0);
+    /// Has those of a connection that are held look around.
+    fn stir(&self, connection: usize) {
+        if connection != NONE {
+            self.stir_if(|waiter| waiter.connection() == connection);
+        }
     }
 
-    /// Has those who are held, and of whom `whom` says yes, look around.
-    pub(super) fn stir(&self, whom: impl Fn(&Waiter) -> bool) {
+    pub(super) fn stir_if(&self, is_meant: impl Fn(&Waiter) -> bool) {
         let waiters = self.waiters.lock();
-        let found: Vec<_> = waiters.held.iter().filter(|other| whom(other)).cloned().collect();
+        let found: Vec<_> = waiters.held.iter().filter(|it| is_meant(it)).cloned().collect();
         drop(waiters);
-        found.iter().for_each(|waiter| waiter.stir());
+        found.iter().for_each(|waiter| waiter.events.signal());
     }
 
     /// How long to sleep before the next check of the client.
     fn look_again(&self, waiter: &Arc<Waiter>) -> Duration {
-        let held = &self.waiters.lock().held;
-        let first = held.iter().find(|other| other.looks_for(waiter));
-        if first.is_some_and(|first| !Arc::ptr_eq(first, waiter)) {
+        let waiters = self.waiters.lock();
+        if !waiters.is_lookout(waiter) {
             return LOOK_BESIDE;
         }
-        let held = u32::try_from(held.len()).unwrap_or(u32::MAX);
+        let held = u32::try_from(waiters.held.len()).unwrap_or(u32::MAX);
         LOOK_EACH.saturating_mul(held).clamp(LOOK_AGAIN, LOOK_AT_LAST)
     }
 

@@ -39,10 +39,7 @@ impl Scene {
     fn new(barrier: Barrier) -> Self {
         let event = Arc::new(Futex::new(0));
         let signalled = event.clone();
-        let signal = move || {
-            signalled.count();
-            signalled.wake();
-        };
+        let signal = move || signalled.signal();
         Scene {
             gate: Arc::new(Gate::new(barrier, signal)),
             event,

@@ -60,7 +60,8 @@ fn the_first_of_a_connection_looks_for_the_others_and_each_decides_for_itself() 
                         number < 2 && gone.load(Ordering::SeqCst)
                     })
                 });
-                until(|| scene.gate.held() > number);
+                // The first looks for the others by now.
+                until(|| scene.gate.held() > number && count(0) > 3);
                 request
             })
             .collect();
@@ -77,6 +78,40 @@ fn the_first_of_a_connection_looks_for_the_others_and_each_decides_for_itself() 
         scene.open();
         let results = requests.into_iter().map(|request| request.join().unwrap());
         assert!(results.eq([Err(Dropped), Err(Dropped), Ok(())]));
+    });
+}
+
+/// Requests of two connections can sleep on the same futex.
+#[test]
+fn who_was_woken_for_another_connection_is_told_of_its_own() {
+    let scene = Scene::new(Barrier::best());
+    scene.drain();
+    let gone: [AtomicBool; 3] = Default::default();
+    let looks = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for (number, connection) in [2, 1, 1, 2].into_iter().enumerate() {
+            let (scene, gone, looks) = (&scene, &gone[connection], &looks);
+            scope.spawn(move || {
+                let slot = scene.gate.take_slot();
+                assert!(scene.gate.enter(&slot).is_none());
+                let dropped = scene.gate.wait(&slot, Worth::All, connection, || {
+                    looks.fetch_add(u64::from(number == 3), Ordering::SeqCst);
+                    gone.load(Ordering::SeqCst)
+                });
+                assert!(dropped.is_err());
+            });
+            until(|| scene.gate.held() > number);
+        }
+        let _stop = Stop(&gone[0], &scene.gate);
+        // They have settled.
+        until(|| looks.load(Ordering::SeqCst) == 3);
+        std::thread::sleep(LOOK_AGAIN);
+        for connection in [1, 2] {
+            gone[connection].store(true, Ordering::SeqCst);
+            let start = Instant::now();
+            until(|| scene.gate.held() == 4 - 2 * connection);
+            assert!(start.elapsed() < LOOK_BESIDE / 2);
+        }
     });
 }
 
@@ -119,7 +154,7 @@ fn however_often_a_request_is_woken_its_client_has_time_to_leave() {
             scene.request(&scene.gate.take_slot(), look)
         });
         while second.get().is_none() {
-            scene.gate.stir(|_| true);
+            scene.gate.stir_if(|_| true);
             std::thread::yield_now();
         }
         scene.open();
