@@ -29,7 +29,8 @@
 //! before the client left. When the server ends, such a request can't wait for an
 //! operator, and has the gate opened.
 
-use std::time::Duration;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use super::sync::{Deadline, Ordering};
 use super::{CLOSED, DRAINING, Gate, Pass, Slot};
@@ -55,6 +56,9 @@ pub(super) struct Waiters {
     pub(super) held: usize,
     /// Of these, those that must not be dropped.
     undroppable: usize,
+    /// When each of them began to wait, the oldest first: the lock is held as the
+    /// clock is read.
+    begun: VecDeque<Instant>,
 }
 
 /// What is lost if a request isn't carried out.
@@ -105,24 +109,26 @@ impl Gate {
         self.wait_for_opening(slot, &Early::Done(&is_done)).ok()
     }
 
-    /// W1: `Err` has the openings so far. `Ok` if the gate was opened a moment ago:
-    /// the request is counted in, and that is what the slot counted before.
-    fn begin_to_wait(&self, slot: &Slot) -> Result<usize, usize> {
+    /// W1: `Err` has the openings so far, and the time. `Ok` if the gate was opened a
+    /// moment ago: the request is counted in, and that is what the slot counted before.
+    fn begin_to_wait(&self, slot: &Slot) -> Result<usize, (usize, Instant)> {
         let mut waiters = self.waiters.lock();
         if self.state.load(Ordering::Relaxed) & CLOSED == 0 {
             // No barrier: closing the gate takes the lock first.
             return Ok(slot.enter());
         }
         waiters.held = waiters.held.wrapping_add(1);
-        Err(self.openings.load(Ordering::Relaxed))
+        let begun = Instant::now();
+        waiters.begun.push_back(begun);
+        Err((self.openings.load(Ordering::Relaxed), begun))
     }
 
     #[cold]
     fn wait_for_opening<'a>(&'a self, slot: &'a Slot, early: &Early) -> Result<Pass<'a>, Dropped> {
         let pass = |before| Pass { gate: self, slot, before };
-        let since = match self.begin_to_wait(slot) {
+        let (since, begun) = match self.begin_to_wait(slot) {
             Ok(before) => return Ok(pass(before)),
-            Err(since) => since,
+            Err(waits) => waits,
         };
         let has_gone = match early {
             Early::ClientGoes(_, is_gone) => is_gone() || self.leaves_at_once(since, is_gone),
@@ -145,7 +151,7 @@ impl Gate {
                 Early::Done(is_done) => is_done(),
             };
             if is_over {
-                self.end_to_wait(since);
+                self.end_to_wait(since, begun);
                 return Err(Dropped);
             }
             if is_let_in {
@@ -198,12 +204,16 @@ impl Gate {
         }
     }
 
-    /// A request that waits since `since` is dropped.
-    fn end_to_wait(&self, since: usize) {
+    /// A request that waits since `since`, which was at `begun`, is dropped.
+    fn end_to_wait(&self, since: usize, begun: Instant) {
         {
             let mut waiters = self.waiters.lock();
             if self.openings.load(Ordering::Relaxed) == since {
                 waiters.held = waiters.held.wrapping_sub(1);
+                // Of two that began at the same time, either will do.
+                if let Ok(place) = waiters.begun.binary_search(&begun) {
+                    waiters.begun.remove(place);
+                }
                 return;
             }
             self.let_in.fetch_sub(1, Ordering::Release);
@@ -247,5 +257,10 @@ impl Gate {
     /// How many requests wait; for the log, it may be old at once.
     pub fn held(&self) -> usize {
         self.waiters.lock().held
+    }
+
+    /// When the request began to wait that waits for the longest time, if one does.
+    pub fn oldest_held(&self) -> Option<Instant> {
+        self.waiters.lock().begun.front().copied()
     }
 }
