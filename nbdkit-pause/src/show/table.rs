@@ -73,7 +73,10 @@ fn row(server: &Server) -> Vec<String> {
         state.in_flight.to_string(),
         state.held.to_string(),
         or_none(state.oldest_held),
-        or_none(state.timeout_left),
+        match state.timeout_left {
+            None if !state.state.flows() => "no limit".to_owned(),
+            left => or_none(left),
+        },
     ]
 }
 
@@ -107,7 +110,7 @@ fn people(state: &State) -> Vec<String> {
             _ => ", never in force",
         };
         lines.push(format!(
-            "last pause: {}{unless_paused}, {held} requests held; ended by {whom}, {} ago",
+            "last pause: {}{unless_paused}, requests held: {held}, ended by {whom}, {} ago",
             lasting(*length),
             lasting(*ago)
         ));

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::always_heard::terminal;
+use super::always_heard::{read_until, terminal};
 use super::*;
 
 fn telling() -> Server {
@@ -38,7 +38,7 @@ fn each_state_has_its_line_and_exit_status_0_says_that_all_flow() {
     let mut controller = server.controller();
     controller.send(b"p");
     let held = wait_until_paused(&server);
-    shows(&server, "control", 1, &[&["control  DRAINING ", " s  1          1     "]]);
+    shows(&server, "control", 1, &[&["control  DRAINING ", " s  1          1     ", "no limit"]]);
     server.make("slow");
     server.remove("slow-read");
     server.await_file("flushes");
@@ -49,7 +49,7 @@ fn each_state_has_its_line_and_exit_status_0_says_that_all_flow() {
     assert!(!shown.contains("last pause"), "{shown}");
     controller.resume();
     held.goes_on();
-    let last = ["last pause: ", " s, 1 requests held; ended by r of pid ", " ago"];
+    let last = ["last pause: ", " s, requests held: 1, ended by r of pid ", " ago"];
     shows(&server, "control", 0, &[&["control  running "], &last]);
 }
 
@@ -81,7 +81,7 @@ fn all_are_asked_though_one_is_dead_and_another_stands_still() {
     shows(&quick, &sockets, 1, &[&[&socket(&quick), "  running "], &[&socket(&paused), "PAUSED"]]);
     leave_dead(&quick.path("dead"), UnixListener::bind(quick.path("dead")).unwrap());
     stop(stopped.pid());
-    let all = format!("--timeout 500ms {sockets} {} dead nowhere", socket(&stopped));
+    let all = format!("--timeout 2 {sockets} {} dead nowhere", socket(&stopped));
     let shown = shows(
         &quick,
         &all,
@@ -90,7 +90,7 @@ fn all_are_asked_though_one_is_dead_and_another_stands_still() {
             &[&socket(&quick), "  running "],
             &[&socket(&paused), "  PAUSED "],
             &[&socket(&stopped), "  UNKNOWN"],
-            &["no answer within 0.500 s"],
+            &["no answer within 2.000 s"],
             &["dead ", "  UNKNOWN"],
             &["connection refused: the server of this socket is gone"],
             &["nowhere", "UNKNOWN"],
@@ -191,28 +191,18 @@ fn watch_draws_again_what_has_changed_until_it_is_interrupted() {
     assert_eq!(set, 0);
     let script = format!("exec '{PROGRAM}' status --watch control >{path}");
     let mut watch = Process::start(command_of(&server, &["sh", "-c", &script]));
-    let mut seen = String::new();
-    let mut see = |what: &str, person: &mut fs::File, watch: &mut Process| {
-        seen.clear();
-        while !seen.contains(what) {
-            assert!(watch.is_running(), "{seen}{}", watch.stderr());
-            let mut part = [0; 4096];
-            let count = person.read(&mut part).expect("what is drawn");
-            seen.push_str(&String::from_utf8_lossy(&part[..count]));
-        }
-        seen.clone()
-    };
-    see("running", &mut person, &mut watch);
+    read_until(&mut person, &["running"]);
     server.controller().pause();
     // From the first place on, and cut off where the terminal ends.
-    let drawn = see("PAUSED", &mut person, &mut watch);
+    let drawn = read_until(&mut person, &["PAUSED"]);
     assert!(drawn.contains("\x1b[HSOCKET"), "{drawn:?}");
-    let drawn = see("\x1b[J", &mut person, &mut watch);
+    let drawn = read_until(&mut person, &["\x1b[J"]);
     assert!(!drawn.contains("TIME LEFT"), "{drawn:?}");
     server.controller().resume();
-    see("running", &mut person, &mut watch);
+    read_until(&mut person, &["running"]);
     server.terminate();
-    see("UNKNOWN", &mut person, &mut watch);
+    read_until(&mut person, &["UNKNOWN", "no such socket"]);
+    assert!(watch.is_running());
     watch.signal(libc::SIGINT);
     assert_eq!(watch.finish(PROMPT).status.signal(), Some(libc::SIGINT));
 }
