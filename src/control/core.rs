@@ -289,18 +289,16 @@ impl Core {
 
     /// `s`. It changes nothing, so that nobody can have waited for it.
     fn tell(&mut self, id: Id, now: Instant) {
-        let place = self.place(id).unwrap_or(usize::MAX);
-        let Some(Controller { name, dialogue, was_heard, .. }) = self.controllers.get_mut(place)
-        else {
-            return;
-        };
-        debug!("{name}: {:?}", Command::Status);
-        *was_heard = true;
-        if dialogue.replies().len() >= MOST_UNSENT {
-            return dialogue.answer(Reply::No);
+        let Ok(place) = self.place(id) else { return };
+        let Some(controller) = self.controllers.get_mut(place) else { return };
+        debug!("{}: {:?}", controller.name, Command::Status);
+        controller.was_heard = true;
+        if controller.dialogue.replies().len() >= MOST_UNSENT {
+            return controller.dialogue.answer(Reply::No);
         }
-        let line = self.pause.status().to_line(name.peer, now, self.time_of_day);
-        dialogue.answer_at_length(&line);
+        let you = controller.name.peer;
+        let line = self.pause.status().to_line(you, now, self.time_of_day);
+        controller.dialogue.answer_at_length(&line);
     }
 
     fn carry_out(&mut self, id: Id, command: Command, now: Instant) {

@@ -59,7 +59,7 @@ pub fn status(options: StatusOptions) -> Result<u8, Error> {
     let mut servers: Vec<Server> = sockets.into_iter().map(server).collect();
     loop {
         let start = Instant::now();
-        servers.iter_mut().for_each(Server::begin);
+        servers.iter_mut().for_each(|server| server.begin(start));
         let limit = match (watch, timeout) {
             (true, _) => Some(REDRAW),
             (false, Duration::ZERO) => None,
@@ -118,9 +118,9 @@ fn ask_all(servers: &mut [Server], end: Option<Instant>) {
 
 impl Server {
     /// Asks it anew, unless it still has to answer.
-    fn begin(&mut self) {
+    fn begin(&mut self, now: Instant) {
         let (socket, filter) = (&self.socket, self.filter);
-        self.inquiry.get_or_insert_with(|| (Inquiry::new(socket.clone(), filter), Instant::now()));
+        self.inquiry.get_or_insert_with(|| (Inquiry::new(socket.clone(), filter), now));
     }
 
     fn go_on(&mut self) {

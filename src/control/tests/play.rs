@@ -1,6 +1,7 @@
 //! Any sequence of operations on the stage, judged by the model. The fuzz target
 //! plays what it makes up; the unit tests play what it has found.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use arbitrary::{Arbitrary, Result, Unstructured};
@@ -93,6 +94,8 @@ pub struct Ending {
     pub replies: Vec<u8>,
     /// How many requests were held.
     pub held: usize,
+    /// The states that were told.
+    pub states: BTreeSet<String>,
 }
 
 impl Play {
@@ -193,7 +196,8 @@ fn judge(stage: &Stage) -> Ending {
             _ => {}
         }
     }
-    for line in stage.actors.iter().flat_map(|actor| &actor.lines) {
+    let lines = stage.actors.iter().flat_map(|actor| &actor.lines);
+    for line in lines.clone() {
         let (at, state) = told(line);
         let is_paused = pauses.iter().any(|it| it.from.at < at && it.has(Mark { at, log: 0 }));
         if is_paused && state != "paused" || model.is_surely_open(at) && state != "running" {
@@ -227,6 +231,7 @@ fn judge(stage: &Stage) -> Ending {
     Ending {
         replies: stage.actors.iter().flat_map(|actor| actor.received.clone()).collect(),
         held: stage.requests.iter().filter(|(_, is_in)| !is_in).count(),
+        states: lines.map(|line| told(line).1.to_owned()).collect(),
     }
 }
 
@@ -238,6 +243,7 @@ fn what_the_fuzzer_has_found_is_right() {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/core");
     let mut replies = Vec::new();
     let mut held = 0;
+    let mut states = BTreeSet::new();
     for file in fs::read_dir(&corpus).unwrap() {
         let path = file.unwrap().path();
         // Shown where `play` panics.
@@ -247,10 +253,12 @@ fn what_the_fuzzer_has_found_is_right() {
         let ending = play.play();
         replies.extend(ending.replies);
         held += ending.held;
+        states.extend(ending.states);
     }
     // So that nothing is replayed that has lost its meaning.
-    for reply in *b"PR+-X" {
+    for reply in *b"PR+-X{" {
         assert!(replies.contains(&reply), "{reply}");
     }
     assert!(held > 0);
+    assert_eq!(states.len(), 4, "{states:?}");
 }
