@@ -68,6 +68,14 @@ enum Stage {
     AloneAsked,
 }
 
+/// The reply to `s`.
+enum Reply {
+    /// Without its newline.
+    Line(String),
+    /// The server does not know that command.
+    No,
+}
+
 impl Inquiry {
     /// Of the server with this control socket. `filter` is that which it was found to
     /// have before.
@@ -97,13 +105,17 @@ impl Inquiry {
                     true => Stage::Asked,
                     false => return Ok(None),
                 },
-                Stage::Asked => match self.state()? {
-                    None => return Ok(None),
-                    Some(Answer::Untold(_)) if self.filter.is_none() => {
+                Stage::Asked => match (self.state()?, self.filter) {
+                    (None, _) => return Ok(None),
+                    (Some(Reply::Line(line)), _) => {
+                        let state = serde_json::from_str(&line).map_err(Trouble::Unreadable)?;
+                        return Ok(Some(Answer::Told(line, Box::new(state))));
+                    }
+                    (Some(Reply::No), Some(filter)) => return Ok(Some(Answer::Untold(filter))),
+                    (Some(Reply::No), None) => {
                         self.ask(command::ASK)?;
                         Stage::HoldsAsked
                     }
-                    answer => return Ok(answer),
                 },
                 Stage::HoldsAsked => match self.last_reply()? {
                     None => return Ok(None),
@@ -153,14 +165,12 @@ impl Inquiry {
     }
 
     /// To `s`.
-    fn state(&mut self) -> Result<Option<Answer>, Trouble> {
+    fn state(&mut self) -> Result<Option<Reply>, Trouble> {
         let Some(link) = self.links.last_mut() else { return Err(Trouble::Closed) };
         while self.line.last() != Some(&b'\n') && link.take(&mut self.line)? {
             match self.line[..] {
                 [b'{', ..] if self.line.len() < LONGEST => {}
-                [reply::NO] => {
-                    return Ok(Some(Answer::Untold(self.filter.unwrap_or(Filter::Ours))));
-                }
+                [reply::NO] => return Ok(Some(Reply::No)),
                 [reply, ..] => return Err(Trouble::wrong_reply(reply)),
                 [] => {}
             }
@@ -169,7 +179,6 @@ impl Inquiry {
             return Ok(None);
         }
         let line = String::from_utf8_lossy(&self.line).trim_end().to_owned();
-        let state = serde_json::from_str(&line).map_err(Trouble::Unreadable)?;
-        Ok(Some(Answer::Told(line, Box::new(state))))
+        Ok(Some(Reply::Line(line)))
     }
 }

@@ -144,21 +144,21 @@ fn what_another_version_tells_is_shown_or_said_to_make_no_sense() {
     let listener = UnixListener::bind(&socket).expect("a socket");
     let newer = line.replacen('{', r#"{"news":[{}],"#, 1);
     let unknown = line.replacen("running", "dancing", 1);
-    let answers = [(newer.as_str(), 0), (&unknown, 125), ("{}\n", 125), ("{\"state\":1}x\n", 125)];
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            for (answer, _) in answers {
-                let (mut stream, _) = listener.accept().expect("a connection");
-                stream.read_exact(&mut [0]).expect("a command");
-                stream.write_all(answer.as_bytes()).expect("an answer");
-            }
-        });
-        for (_, status) in answers {
-            let shown = shows(&server, "other", status, &[]);
-            let is_understood = !shown.contains("a way that this program does not understand");
-            assert_eq!(is_understood, status == 0, "{shown}");
+    let makes_no_sense = ["{}\n", "{\"state\":1}x\n"].map(str::to_owned);
+    let answers: Vec<String> = [newer, unknown].into_iter().chain(makes_no_sense).collect();
+    let statuses = [0, 125, 125, 125];
+    thread::spawn(move || {
+        for answer in answers {
+            let (mut stream, _) = listener.accept().expect("a connection");
+            stream.read_exact(&mut [0]).expect("a command");
+            stream.write_all(answer.as_bytes()).expect("an answer");
         }
     });
+    for status in statuses {
+        let shown = shows(&server, "other", status, &[]);
+        let is_understood = !shown.contains("a way that this program does not understand");
+        assert_eq!(is_understood, status == 0, "{shown}");
+    }
 }
 
 #[test]
