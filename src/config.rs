@@ -17,7 +17,8 @@ pub const HELP: &CStr =
 pause-mode=MODE                 Permissions of the socket, in octal (default 0600).
 pause-flush=BOOL                Flush written data before a pause takes effect (default false).
 pause-timeout=DURATION          End any pause after this long: 60, 500ms (default: no limit).
-pause-hold=BOOL                 Enable holds (+ and -), which end with their connection (default false).";
+pause-hold=BOOL                 Enable holds (+ and -), which end with their connection (default false).
+pause-status=BOOL               Enable s, which tells the state as JSON (default false).";
 
 const DEFAULT_MODE: u32 = 0o600;
 const LARGEST_MODE: u32 = 0o777;
@@ -29,6 +30,7 @@ pub struct Config {
     flush: bool,
     timeout: Option<Duration>,
     hold: bool,
+    status: bool,
 }
 
 /// Why a parameter was not accepted.
@@ -54,7 +56,14 @@ pub enum ConfigError {
 
 impl Default for Config {
     fn default() -> Self {
-        Config { control: None, mode: DEFAULT_MODE, flush: false, timeout: None, hold: false }
+        Config {
+            control: None,
+            mode: DEFAULT_MODE,
+            flush: false,
+            timeout: None,
+            hold: false,
+            status: false,
+        }
     }
 }
 
@@ -67,6 +76,7 @@ impl Config {
             b"pause-flush" => self.flush = parse_bool("pause-flush", value)?,
             b"pause-timeout" => self.timeout = parse_timeout(value)?,
             b"pause-hold" => self.hold = parse_bool("pause-hold", value)?,
+            b"pause-status" => self.status = parse_bool("pause-status", value)?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -109,6 +119,11 @@ impl Config {
     /// Whether `+` and `-` are commands.
     pub fn hold(&self) -> bool {
         self.hold
+    }
+
+    /// Whether `s` is a command.
+    pub fn status(&self) -> bool {
+        self.status
     }
 
     /// The permissions of the control socket.

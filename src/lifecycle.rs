@@ -140,6 +140,7 @@ fn serve(instance: &mut Instance) -> Result<Serving, Failed> {
         flush: instance.config.flush().then(|| connections.clone()),
         timeout: instance.config.timeout(),
         holds: instance.config.hold(),
+        status: instance.config.status(),
     };
     let socket = instance.socket.take().ok_or_else(|| failed("there is no control socket"))?;
     let control = Control::start(socket, gate.clone(), event, rules)

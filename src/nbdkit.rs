@@ -16,6 +16,15 @@ pub mod sys {
     include!(concat!(env!("OUT_DIR"), "/nbdkit_sys.rs"));
 }
 
+/// The version of nbdkit that this was built for, and so of the server: nbdkit loads
+/// no other filter.
+pub fn version() -> &'static str {
+    CStr::from_bytes_with_nul(sys::NBDKIT_VERSION_STRING)
+        .ok()
+        .and_then(|version| version.to_str().ok())
+        .unwrap_or_default()
+}
+
 /// Writes a message to the server's log (stderr or syslog), whether or not it runs
 /// with `-v`. Any thread may call this (nbdkit-plugin(3), "ERROR HANDLING").
 pub fn error(message: fmt::Arguments<'_>) {

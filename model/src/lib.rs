@@ -22,6 +22,7 @@
 //! | `-` | `-` | there is a hold, and no `r` and no timeout must have come since its `+` |
 //! | `-` | `X` | there is no hold, or an `r`, a timeout or SIGTERM can have come since its `+` |
 //! | `?` | `H` | with pause-hold, and nothing else then |
+//! | `s` | `{`, as the line of JSON begins | with pause-status; if much is unread, `X` is right, too |
 //! | any other | `X` | always; `+` and `-` are such without pause-hold |
 //!
 //! A timeout counts from when the gate was closed. What closed it? The first
@@ -103,6 +104,8 @@ impl Transcript {
 pub struct Rules {
     /// pause-hold
     pub holds: bool,
+    /// pause-status
+    pub status: bool,
     /// pause-timeout
     pub timeout: Option<Duration>,
 }
@@ -291,6 +294,7 @@ impl<'a> Model<'a> {
             },
             (b'?', b'H') if holds => Ok(()),
             (b'?', b'X') if holds => Err("there are holds".into()),
+            (b's', b'{') if self.rules.status => Ok(()),
             (b'r' | b'p', _) => Err("no such reply".into()),
             (_, b'X') => Ok(()),
             _ => Err("no such reply".into()),
@@ -515,6 +519,7 @@ mod tests {
             "r 0 1 X",
             "? 0 1 R",
             "? 0 1 X",
+            "s 0 1 {",
             "x 0 1 P",
             "p 0 1 X",
             "p 0 1 X | r 2 3 R",
@@ -533,7 +538,7 @@ mod tests {
             "+ 1 9 +, - 9 10 - | r 2 3 R",
             "p 1 2 X | r 0 9",
         ];
-        let rules = Rules { holds: true, timeout: Some(Duration::from_secs(10)) };
+        let rules = Rules { holds: true, status: false, timeout: Some(Duration::from_secs(10)) };
         for (texts, count) in [(&right[..], 0), (&wrong[..], 1)] {
             for text in texts {
                 let history = history(text);
@@ -560,7 +565,7 @@ mod tests {
             ("p 0 1 P, r 2 3 R, p 4 5 P", &[(1, 2), (5, 14)]),
             ("p 0 1 P | p 12 13 P", &[(1, 10), (13, 22)]),
         ];
-        let rules = Rules { holds: true, timeout: Some(Duration::from_secs(10)) };
+        let rules = Rules { holds: true, status: false, timeout: Some(Duration::from_secs(10)) };
         for (text, pauses) in cases {
             let history = history(text);
             let found = Model::new(&history, rules, Mark::NEVER, |at| at.as_secs()).pauses();
@@ -572,7 +577,7 @@ mod tests {
 
     #[test]
     fn for_the_model_sigterm_can_end_a_pause_and_need_not() {
-        let rules = Rules { holds: true, timeout: None };
+        let rules = Rules { holds: true, status: false, timeout: None };
         let terminated = Mark { at: Duration::from_secs(5), log: 5 };
         let cases = [
             ("+ 0 1 +, - 7 8 X", 0),

@@ -41,6 +41,11 @@ pub enum Action {
         #[command(flatten)]
         options: Options,
     },
+    /// Show the state of all servers; exit with 0 if requests flow at all of them
+    Status {
+        #[command(flatten)]
+        options: StatusOptions,
+    },
     /// Print shell completions
     #[command(hide = true)]
     Completions {
@@ -55,6 +60,26 @@ pub struct Options {
     /// How long to wait for the servers: 30, 1.5 or 500ms; 0 waits forever
     #[arg(long, value_name = "DURATION", default_value = "30", value_parser = parse_duration)]
     pub timeout: Duration,
+
+    /// Control socket of each server: the path given to nbdkit as pause-control
+    #[arg(required = true, value_name = "SOCKET", value_hint = ValueHint::FilePath)]
+    pub sockets: Vec<PathBuf>,
+}
+
+/// The options of `status`.
+#[derive(Args)]
+pub struct StatusOptions {
+    /// How long to wait for the servers: 5, 1.5 or 500ms; 0 waits forever
+    #[arg(long, value_name = "DURATION", default_value = "5", value_parser = parse_duration)]
+    pub timeout: Duration,
+
+    /// Print a line of JSON for each server
+    #[arg(long)]
+    pub json: bool,
+
+    /// Draw the table again each second, until you press Ctrl-C
+    #[arg(long, conflicts_with = "json")]
+    pub watch: bool,
 
     /// Control socket of each server: the path given to nbdkit as pause-control
     #[arg(required = true, value_name = "SOCKET", value_hint = ValueHint::FilePath)]

@@ -30,6 +30,10 @@ pub enum Error {
     EndMissed(PathBuf, io::Error),
     /// The pause did not last for the whole of the command.
     Torn,
+    /// Standard output is not a terminal, which `--watch` draws on.
+    NoTerminal,
+    /// The state could not be written.
+    Output(io::Error),
     /// The completions could not be written.
     Completions(io::Error),
 }
@@ -83,6 +87,10 @@ impl fmt::Display for Error {
                 f,
                 "DO NOT USE THE SNAPSHOT: the servers may not have been paused the whole time"
             ),
+            Error::NoTerminal => {
+                write!(f, "--watch draws on a terminal, and standard output is none: leave it out")
+            }
+            Error::Output(e) => write!(f, "cannot write the state of the servers: {e}"),
             Error::Completions(e) => write!(f, "cannot write the completions: {e}"),
         }
     }

@@ -67,6 +67,23 @@ impl Link {
             Err(e) => Err(trouble(e)),
         }
     }
+
+    /// Takes what has come of a longer reply, to the end of `reply`. False if nothing
+    /// has.
+    pub fn take(&mut self, reply: &mut Vec<u8>) -> Result<bool, Trouble> {
+        let mut part = [0; 4096];
+        match self.0.read(&mut part) {
+            Ok(0) => Err(Trouble::Closed),
+            Ok(count) => {
+                reply.extend_from_slice(part.get(..count).unwrap_or_default());
+                Ok(true)
+            }
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                Ok(false)
+            }
+            Err(e) => Err(trouble(e)),
+        }
+    }
 }
 
 impl AsFd for Link {

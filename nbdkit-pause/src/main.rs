@@ -11,6 +11,7 @@
 //! |---|---|
 //! | [`args`] | the command line |
 //! | [`actions`] | what `run`, `pause` and `resume` do, and in which order |
+//! | [`show`] | what `status` does |
 //! | [`session`] | all servers of a run: asks all, waits for all, resumes all |
 //! | [`target`] | one of these servers: what is in force there, and what undoes it |
 //! | [`ending`] | how a pause can end, and what to say about it |
@@ -31,6 +32,7 @@ mod fork;
 mod link;
 mod report;
 mod session;
+mod show;
 mod signals;
 mod status;
 mod target;
@@ -71,6 +73,7 @@ fn main() -> ExitCode {
         }
         Action::Pause { options } => actions::pause(&report, options).map(|()| status::SUCCESS),
         Action::Resume { options } => actions::resume(&report, options).map(|()| status::SUCCESS),
+        Action::Status { options } => show::status(options),
         Action::Completions { shell } => completions(shell).map(|()| status::SUCCESS),
     };
     let status = result.unwrap_or_else(|e| {

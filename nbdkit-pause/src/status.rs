@@ -9,6 +9,8 @@ use crate::error::{Error, PauseError};
 
 /// The action has succeeded.
 pub const SUCCESS: u8 = 0;
+/// `status`: requests don't flow at one of the servers.
+pub const PAUSED: u8 = 1;
 /// The program could not do its own part.
 pub const FAILED: u8 = 125;
 
@@ -31,6 +33,8 @@ pub fn of_error(error: &Error) -> u8 {
         | Error::NotResumed
         | Error::NoCommand
         | Error::EndMissed(..)
+        | Error::NoTerminal
+        | Error::Output(_)
         | Error::Completions(_) => FAILED,
     }
 }

@@ -35,6 +35,8 @@ pub enum Trouble {
     Draining(Duration),
     /// The server refused the pause, or the pause ended before it took effect.
     Refused,
+    /// The server tells its state in a way that this program does not understand.
+    Unreadable(serde_json::Error),
     /// A system call failed in another way.
     Other(io::Error),
 }
@@ -109,6 +111,11 @@ impl fmt::Display for Trouble {
                 f,
                 "the pause did not take effect: someone resumed the server, pause-timeout ran \
                  out, a flush failed, or 32 connections have holds; the log of nbdkit -v says which"
+            ),
+            Trouble::Unreadable(e) => write!(
+                f,
+                "the server tells its state in a way that this program does not understand ({e}): \
+                 install both from the same version"
             ),
             Trouble::Other(e) => write!(f, "cannot talk to the server: {e}"),
         }

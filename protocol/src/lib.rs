@@ -23,6 +23,9 @@ pub mod command {
     pub const LET_GO: u8 = b'-';
     /// Does this server have holds? It changes nothing.
     pub const ASK: u8 = b'?';
+    /// What is the state? It changes nothing. The reply is one line of JSON, which
+    /// begins with a brace, or [`super::reply::NO`].
+    pub const STATUS: u8 = b's';
 }
 
 /// What the server replies.

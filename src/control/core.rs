@@ -5,13 +5,14 @@
 //! keeps how far the pause is, and what it depends on.
 
 use std::mem;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use log::{debug, info};
 
 use super::controller::{Controller, Id, Name, Peer, Speaks};
+use super::history::Cause;
 use super::pause::{Outcome, Pause, Progress};
-use super::protocol::{Command, Dialogue, Reply};
+use super::protocol::{Command, Dialogue, Offered, Reply};
 
 /// This many controllers can be connected at once. A heap of forgotten `nc`
 /// processes must not lock the operator out, so one more displaces one.
@@ -20,14 +21,14 @@ const MOST_CONTROLLERS: usize = 64;
 /// One turn carries out this many commands of each controller.
 const BUDGET: usize = 4;
 
-/// If a controller leaves this many reply bytes unread, its commands wait.
+/// If a controller leaves this many reply bytes unread, its commands wait, and an `s`
+/// that was read before is refused.
 const MOST_UNSENT: usize = 4096;
 
 /// See the module's text. Any thread may use it, one at a time.
 pub struct Core {
     pause: Pause,
-    /// Whether `+` and `-` are commands.
-    holds: bool,
+    offered: Offered,
     /// In the order in which they connected.
     controllers: Vec<Controller>,
     last: Id,
@@ -35,12 +36,22 @@ pub struct Core {
     waiting: Vec<Id>,
     /// How many turns there were: another controller goes first in each.
     turns: usize,
+    /// The time of day in this turn, for `s`.
+    time_of_day: SystemTime,
 }
 
 impl Core {
-    /// Without controllers. `holds` says whether `+` and `-` are commands.
-    pub fn new(pause: Pause, holds: bool) -> Self {
-        Core { pause, holds, controllers: Vec::new(), last: Id(0), waiting: Vec::new(), turns: 0 }
+    /// Without controllers.
+    pub fn new(pause: Pause, offered: Offered) -> Self {
+        Core {
+            pause,
+            offered,
+            controllers: Vec::new(),
+            last: Id(0),
+            waiting: Vec::new(),
+            turns: 0,
+            time_of_day: SystemTime::UNIX_EPOCH,
+        }
     }
 
     /// A controller has connected. Make room first: see `is_full`.
@@ -170,7 +181,8 @@ impl Core {
     /// controller. Call it when something has arrived, when the gate or the flusher has
     /// signalled, at the `deadline`, and while it `has_more`. Send `replies` after it,
     /// then `part`, and then `wake`.
-    pub fn turn(&mut self, now: Instant) {
+    pub fn turn(&mut self, now: Instant, time_of_day: SystemTime) {
+        self.time_of_day = time_of_day;
         // Before any command: one that comes after the deadline must not find the
         // pause still in force.
         self.progress(now);
@@ -219,7 +231,7 @@ impl Core {
             }
             // Its replies may still wait to be read, for as long as it likes.
             if controller.hung_up || controller.says_no_more() {
-                self.pause.let_go(name.id, &name, now);
+                self.pause.let_go(name, Cause::HangUp, now);
             }
             let is_finished = controller.is_finished();
             if is_finished {
@@ -255,6 +267,9 @@ impl Core {
     fn serve(&mut self, id: Id, now: Instant) {
         for _ in 0..BUDGET {
             match self.get_mut(id).and_then(|controller| controller.dialogue.next_command()) {
+                // One in each turn: it costs more than other commands.
+                Some(Command::Status) if self.offered.status => return self.tell(id, now),
+                Some(Command::Status) => self.carry_out(id, Command::Unknown, now),
                 Some(command) => self.carry_out(id, command, now),
                 None => return,
             }
@@ -275,26 +290,41 @@ impl Core {
         self.controllers.get_mut(place)
     }
 
+    /// `s`. It changes nothing, so that nobody can have waited for it.
+    fn tell(&mut self, id: Id, now: Instant) {
+        let Ok(place) = self.place(id) else { return };
+        let Some(controller) = self.controllers.get_mut(place) else { return };
+        debug!("{}: {:?}", controller.name, Command::Status);
+        controller.was_heard = true;
+        if controller.dialogue.replies().len() >= MOST_UNSENT {
+            return controller.dialogue.answer(Reply::No);
+        }
+        let you = controller.name.peer;
+        let line = self.pause.status().to_line(you, now, self.time_of_day);
+        controller.dialogue.answer_at_length(&line);
+    }
+
     fn carry_out(&mut self, id: Id, command: Command, now: Instant) {
         let Some(controller) = self.get_mut(id) else { return };
         let name = controller.name;
         debug!("{name}: {command:?}");
         controller.was_heard = true;
         controller.listen_for_another_protocol(command);
+        let holds = self.offered.holds;
         let (outcome, hope) = match command {
-            Command::Pause => (self.pause.pause(&name, now), Reply::Paused),
-            Command::Hold if self.holds => (self.pause.hold(id, &name, now), Reply::Held),
-            Command::LetGo if self.holds => match self.pause.let_go(id, &name, now) {
+            Command::Pause => (self.pause.pause(name, now), Reply::Paused),
+            Command::Hold if holds => (self.pause.hold(name, now), Reply::Held),
+            Command::LetGo if holds => match self.pause.let_go(name, Cause::Release, now) {
                 true => (Outcome::Done, Reply::LetGo),
                 false => (Outcome::Failed, Reply::No),
             },
             Command::Resume => {
                 // A pause that is not in force yet never takes effect.
-                self.pause.resume(&name, now);
+                self.pause.resume(name, now);
                 (Outcome::Done, Reply::Resumed)
             }
-            Command::Ask if self.holds => (Outcome::Done, Reply::HasHolds),
-            Command::Unknown | Command::Ask | Command::Hold | Command::LetGo => {
+            Command::Ask if holds => (Outcome::Done, Reply::HasHolds),
+            Command::Unknown | Command::Status | Command::Ask | Command::Hold | Command::LetGo => {
                 (Outcome::Failed, Reply::No)
             }
         };

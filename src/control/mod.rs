@@ -12,6 +12,8 @@
 //! | `protocol` | bytes to commands, replies to bytes |
 //! | `controller` | one controller, as `core` knows it |
 //! | `pause`, `stage` | who wants the pause, how far it is, when it ends; closes and opens the gate |
+//! | `history` | how the last pauses ended |
+//! | `status` | all that as one line of JSON |
 //! | `flush` | when to start a flush, and what its result is worth |
 //! | `flusher` | the thread that flushes |
 //! | `controllers` | the connections: reads and writes for `core` |
@@ -24,9 +26,11 @@ mod controllers;
 mod core;
 mod flush;
 mod flusher;
+mod history;
 mod pause;
 mod protocol;
 mod stage;
+mod status;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod tests;
 mod watch;
@@ -37,7 +41,7 @@ use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use log::error;
 use parking_lot::{Condvar, Mutex};
@@ -56,6 +60,7 @@ use core::Core;
 use flush::Flusher;
 use flusher::FlushThread;
 use pause::Pause;
+use protocol::Offered;
 use watch::Watch;
 
 /// More than the loop needs; the default would count against limits on memory.
@@ -75,6 +80,8 @@ pub struct Rules {
     pub timeout: Option<Duration>,
     /// Whether `+` and `-` are commands.
     pub holds: bool,
+    /// Whether `s` is one.
+    pub status: bool,
 }
 
 /// Why there is no control thread.
@@ -121,13 +128,14 @@ impl Control {
         let flusher = |connections| -> Box<dyn Flusher> {
             Box::new(FlushThread::new(connections, event.clone()))
         };
-        let pause = Pause::new(gate, rules.flush.map(flusher), rules.timeout);
+        let pause = Pause::new(gate, rules.flush.map(flusher), rules.timeout, Instant::now());
+        let offered = Offered { holds: rules.holds, status: rules.status };
         let orders = Arc::new(Orders::default());
         let control = Loop {
             watch: Watch::new(),
             event: event.clone(),
             orders: orders.clone(),
-            controllers: Controllers::new(Core::new(pause, rules.holds)),
+            controllers: Controllers::new(Core::new(pause, offered)),
             has_backlog: false,
             was_shut_down: false,
             looked: None,
@@ -258,7 +266,7 @@ impl Loop {
         if ends {
             self.controllers.core.server_ends();
         }
-        self.controllers.core.turn(Instant::now());
+        self.controllers.core.turn(Instant::now(), SystemTime::now());
         self.controllers.write();
         if ends {
             *self.orders.is_over.lock() = true;

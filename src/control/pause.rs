@@ -2,7 +2,7 @@
 //! log says about it. It closes and opens the gate. A part of `core`: its callers
 //! give it the time, and it knows nothing of dialogues and replies.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::mem;
 use std::sync::Arc;
@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
 
-use super::controller::Id;
+use super::controller::{Id, Name};
 use super::flush::{FlushError, Flusher, Flushing};
+use super::history::{Cause, Ended, History};
 use super::stage::{Closed, Stage};
+use super::status::{Asked, Status};
 use crate::gate::Gate;
 
 /// This many holds at once. A connection with a hold is never closed to make
@@ -28,8 +30,10 @@ pub struct Pause {
     flushing: Option<Flushing>,
     timeout: Option<Duration>,
     stage: Stage,
-    /// `p` was asked for, and `r` was not since.
-    asked: bool,
+    /// When that began.
+    since: Instant,
+    /// Who asked for it first by `p`, if `r` was not asked for since.
+    asked: Option<Asked>,
     /// The gate was opened, and the held requests are not awake yet.
     to_wake: bool,
     /// A flush has failed, or writes were lost, and no controller knows yet.
@@ -37,7 +41,8 @@ pub struct Pause {
     /// The server ends: there are no pauses any more.
     is_over: bool,
     /// Connections that asked for a hold and have not given it back.
-    holds: BTreeSet<Id>,
+    holds: BTreeMap<Id, Asked>,
+    history: History,
 }
 
 /// The outcome of a command.
@@ -65,67 +70,72 @@ pub enum Progress {
 }
 
 impl Pause {
-    /// Requests flow. `flusher` makes written data stable before a pause is in
-    /// force; `timeout` after it was closed, the gate opens by itself.
+    /// Requests flow, from `now` on. `flusher` makes written data stable before a pause
+    /// is in force; `timeout` after it was closed, the gate opens by itself.
     pub fn new(
         gate: Arc<Gate>,
         flusher: Option<Box<dyn Flusher>>,
         timeout: Option<Duration>,
+        now: Instant,
     ) -> Self {
         Pause {
             gate,
             flushing: flusher.map(Flushing::new),
             timeout,
             stage: Stage::Running,
-            asked: false,
+            since: now,
+            asked: None,
             to_wake: false,
             loss: false,
             is_over: false,
-            holds: BTreeSet::new(),
+            holds: BTreeMap::new(),
+            history: History::default(),
         }
     }
 
     /// `p`: asks for a pause that lasts until `resume`.
-    pub fn pause(&mut self, who: &dyn fmt::Display, now: Instant) -> Outcome {
+    pub fn pause(&mut self, who: Name, now: Instant) -> Outcome {
         let asked = self.close(format_args!("pause requested by {who}"), now);
-        self.asked |= asked != Outcome::Refused;
+        if asked != Outcome::Refused {
+            self.asked.get_or_insert(Asked { peer: who.peer, at: now });
+        }
         asked
     }
 
-    /// `+`: asks for a pause that lasts until connection `holder` releases it.
-    pub fn hold(&mut self, holder: Id, who: &dyn fmt::Display, now: Instant) -> Outcome {
-        if self.holds.len() >= MOST_HOLDS && !self.holds.contains(&holder) {
+    /// `+`: asks for a pause that lasts until the connection of `who` releases it.
+    pub fn hold(&mut self, who: Name, now: Instant) -> Outcome {
+        if self.holds.len() >= MOST_HOLDS && !self.is_holder(who.id) {
             info!("refused a hold to {who}: {MOST_HOLDS} connections have one");
             return Outcome::Refused;
         }
         let asked = self.close(format_args!("hold requested by {who}"), now);
         if asked != Outcome::Refused {
-            self.holds.insert(holder);
+            self.holds.entry(who.id).or_insert(Asked { peer: who.peer, at: now });
         }
         asked
     }
 
-    /// `-`, or the end of the connection: the hold is over. False if it was
+    /// `-`, or the end of the connection, by `cause`: the hold is over. False if it was
     /// over before, or never was.
-    pub fn let_go(&mut self, holder: Id, who: &dyn fmt::Display, now: Instant) -> bool {
-        let held = self.holds.remove(&holder);
+    pub fn let_go(&mut self, who: Name, cause: fn(Name) -> Cause, now: Instant) -> bool {
+        let held = self.holds.remove(&who.id).is_some();
         if held {
             info!("{who} released its hold; {} left", self.holds.len());
-            if !self.is_wanted() {
-                self.end(format_args!("resumed by {who}"), now);
-            }
+        }
+        if held && !self.is_wanted() {
+            self.end(cause(who), now);
         }
         held
     }
 
     /// Whether this connection has a hold, or has asked for one.
     pub fn is_holder(&self, holder: Id) -> bool {
-        self.holds.contains(&holder)
+        self.holds.contains_key(&holder)
     }
 
     /// Whether anybody wants the gate closed.
     pub fn is_wanted(&self) -> bool {
-        self.asked || !self.holds.is_empty()
+        self.asked.is_some() || !self.holds.is_empty()
     }
 
     /// Whether the gate is closed, nothing is in flight, and everything is stable
@@ -135,9 +145,9 @@ impl Pause {
     }
 
     /// `r`: the pause and all holds are over, in force or not.
-    pub fn resume(&mut self, who: &dyn fmt::Display, now: Instant) {
+    pub fn resume(&mut self, who: Name, now: Instant) {
         let holds = self.holds.len();
-        self.end(format_args!("resumed by {who}"), now);
+        self.end(Cause::Resume(who), now);
         if holds > 0 {
             let noun = if holds == 1 { "hold" } else { "holds" };
             warn!("{who} ended {holds} {noun} early");
@@ -167,7 +177,7 @@ impl Pause {
         self.is_over = true;
         self.gate.shut_down();
         if self.is_wanted() {
-            self.asked = false;
+            self.asked = None;
             self.holds.clear();
             error!("the server is shutting down, which ends the pause; {TORN}");
         }
@@ -196,7 +206,7 @@ impl Pause {
     /// signalled, and when the deadline is past.
     pub fn progress(&mut self, now: Instant) -> Progress {
         if self.deadline().is_some_and(|deadline| deadline <= now) {
-            self.end(format_args!("resumed by pause-timeout"), now);
+            self.end(Cause::Timeout, now);
             // Before a message that may have to wait.
             self.wake();
             error!(
@@ -206,7 +216,7 @@ impl Pause {
             return Progress::Ended;
         }
         if self.gate.must_open() {
-            self.end(format_args!("resumed for the shutdown of the server"), now);
+            self.end(Cause::Shutdown, now);
             self.wake();
             error!(
                 "the server is shutting down with held requests that must not be dropped: \
@@ -222,7 +232,7 @@ impl Pause {
             Ok(false) => Progress::None,
             Err(why) => {
                 self.loss = true;
-                self.end(format_args!("resumed by the filter"), now);
+                self.end(Cause::Flush, now);
                 error!("pause-flush: {why}; gave up the pause, requests flow");
                 Progress::Ended
             }
@@ -249,7 +259,7 @@ impl Pause {
                 }
                 // A deadline too far away for this clock is none.
                 let deadline = self.timeout.and_then(|timeout| now.checked_add(timeout));
-                self.stage = Stage::Draining(Closed { since: now, deadline });
+                self.enter(Stage::Draining(Closed { since: now, deadline }), now);
             }
         }
         match self.progress(now) {
@@ -269,7 +279,7 @@ impl Pause {
     fn advance(&mut self, now: Instant) -> Result<bool, FlushError> {
         if let Stage::Draining(closed) = self.stage {
             if self.gate.drained() {
-                self.stage = Stage::Flushing(closed);
+                self.enter(Stage::Flushing(closed), now);
                 if let Some(flushing) = &mut self.flushing {
                     info!("drained in {}", closed.age(now));
                     flushing.restart();
@@ -284,38 +294,55 @@ impl Pause {
             if flushed {
                 let done = if self.flushing.is_some() { "flushed" } else { "drained" };
                 info!("paused: {done} in {}", closed.age(now));
-                self.stage = Stage::Paused(closed);
+                self.enter(Stage::Paused(closed), now);
             }
         }
         Ok(self.is_in_force())
     }
 
+    /// Its state, for `s`.
+    pub fn status(&self) -> Status<'_> {
+        Status {
+            stage: &self.stage,
+            since: self.since,
+            gate: &self.gate,
+            asked: self.asked,
+            holds: &self.holds,
+            history: &self.history,
+        }
+    }
+
+    /// Returns the stage that this one follows.
+    fn enter(&mut self, stage: Stage, now: Instant) -> Stage {
+        self.since = now;
+        mem::replace(&mut self.stage, stage)
+    }
+
     /// Requests flow from here on.
-    fn end(&mut self, log: fmt::Arguments<'_>, now: Instant) {
-        self.asked = false;
+    fn end(&mut self, cause: Cause, now: Instant) {
+        self.asked = None;
         self.holds.clear();
-        let stage = mem::replace(&mut self.stage, Stage::Running);
+        let Some(closed) = self.stage.closed() else { return };
+        let stage = self.enter(Stage::Running, now);
         // Before logging, which can wait.
         let held = self.gate.held();
         self.gate.open();
-        self.to_wake |= stage.closed().is_some();
-        match stage {
-            Stage::Running => {}
-            Stage::Draining(closed) => info!(
-                "{log} before the pause took effect, after {}; requests in flight: {}, held: {held}",
-                closed.age(now),
+        self.to_wake = true;
+        let age = closed.age(now);
+        match &stage {
+            Stage::Draining(_) => info!(
+                "{cause} before the pause took effect, after {age}; requests in flight: {}, held: {held}",
                 self.gate.in_flight(),
             ),
-            Stage::Flushing(closed) => {
+            Stage::Flushing(_) => {
                 if let Some(flushing) = &mut self.flushing {
                     flushing.cancel();
                 }
-                info!("{log} while flushing, after {}; requests held: {held}", closed.age(now),);
+                info!("{cause} while flushing, after {age}; requests held: {held}");
             }
-            Stage::Paused(closed) => {
-                info!("{log} after {}; requests held: {held}", closed.age(now));
-            }
+            _ => info!("{cause} after {age}; requests held: {held}"),
         }
+        self.history.add(Ended { stage, at: now, held, cause });
     }
 }
 

@@ -19,8 +19,19 @@ pub enum Command {
     LetGo,
     /// `?`: are there holds?
     Ask,
+    /// `s`: what is the state?
+    Status,
     /// Not a command; the reply is `X`.
     Unknown,
+}
+
+/// Which commands there are beside `p` and `r`.
+#[derive(Clone, Copy)]
+pub struct Offered {
+    /// `+`, `-` and `?`.
+    pub holds: bool,
+    /// `s`.
+    pub status: bool,
 }
 
 /// The reply to a command.
@@ -49,6 +60,7 @@ impl Command {
             command::HOLD => Some(Command::Hold),
             command::LET_GO => Some(Command::LetGo),
             command::ASK => Some(Command::Ask),
+            command::STATUS => Some(Command::Status),
             b' ' | b'\t' | b'\n' => None,
             _ => Some(Command::Unknown),
         }
@@ -108,6 +120,11 @@ impl Dialogue {
     /// Replies to the current command.
     pub fn answer(&mut self, reply: Reply) {
         self.replies.push(reply.to_byte());
+    }
+
+    /// Replies to the current command with a whole line, its newline included.
+    pub fn answer_at_length(&mut self, line: &str) {
+        self.replies.extend_from_slice(line.as_bytes());
     }
 
     /// The current command gets its reply later: `hope`, if all goes well.
@@ -175,6 +192,7 @@ mod tests {
                 b'+' => Some(Command::Hold),
                 b'-' => Some(Command::LetGo),
                 b'?' => Some(Command::Ask),
+                b's' => Some(Command::Status),
                 b' ' | b'\t' | b'\n' => None,
                 _ => Some(Command::Unknown),
             };

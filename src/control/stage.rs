@@ -32,6 +32,16 @@ impl Stage {
             }
         }
     }
+
+    /// Its name, for `s`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Stage::Running => "running",
+            Stage::Draining(_) => "draining",
+            Stage::Flushing(_) => "flushing",
+            Stage::Paused(_) => "paused",
+        }
+    }
 }
 
 impl Closed {

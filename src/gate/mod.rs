@@ -47,8 +47,8 @@
 //! closing side that saw a request which was never inside. (`enter_at_once` backs out in
 //! silence; the `enter` that follows speaks for it.)
 //!
-//! `waiters` and `queue` are about requests that have backed out, `thread_slot` about how a thread
-//! finds its count, `changes` about what was changed inside and needs a flush.
+//! `waiters` and `queue` are about requests that have backed out, `thread_slot` about how
+//! a thread finds its count, `changes` about what was changed inside and needs a flush.
 //!
 //! # Without membarrier
 //!

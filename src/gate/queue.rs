@@ -14,6 +14,7 @@
 //! what it was before the request looked around.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use super::sync::{Arc, AtomicUsize, Futex, Ordering};
 
@@ -40,7 +41,8 @@ impl Waiters {
             Some(events) => events.clone(),
             None => Arc::new(Futex::new(0)),
         };
-        let waiter = Arc::new(Waiter { connection: AtomicUsize::new(connection), events });
+        let connection = AtomicUsize::new(connection);
+        let waiter = Arc::new(Waiter { connection, events, began: Instant::now() });
         self.held.push_back(waiter.clone());
         waiter
     }
@@ -86,6 +88,7 @@ pub(super) struct Waiter {
     /// Changes with each event that its thread has to see. Shared with those who sleep
     /// together.
     pub(super) events: Arc<Futex>,
+    pub(super) began: Instant,
 }
 
 impl Waiter {

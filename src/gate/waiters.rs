@@ -32,7 +32,7 @@
 //! something on behalf of another client. So they also check by themselves, if not as
 //! often.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::queue::{NONE, Waiter};
 use super::sync::{Arc, Deadline, Ordering};
@@ -108,8 +108,8 @@ impl Gate {
         self.wait_for_opening(slot, &Early::Done(&is_done)).ok()
     }
 
-    /// W1: `Err` has who waits, and the openings so far. `Ok` if the gate was opened a moment ago:
-    /// the request is counted in, and that is what the slot counted before.
+    /// W1: `Err` has who waits, and the openings so far. `Ok` if the gate was opened a
+    /// moment ago: the request is counted in, and that is what the slot counted before.
     fn begin_to_wait(&self, slot: &Slot, connection: usize) -> Result<usize, (Arc<Waiter>, usize)> {
         let mut waiters = self.waiters.lock();
         if self.state.load(Ordering::Relaxed) & CLOSED == 0 {
@@ -281,5 +281,10 @@ impl Gate {
     /// How many requests wait; for the log, it may be old at once.
     pub fn held(&self) -> usize {
         self.waiters.lock().held.len()
+    }
+
+    /// When the request began to wait that waits for the longest time, if one does.
+    pub fn oldest_held(&self) -> Option<Instant> {
+        self.waiters.lock().held.front().map(|waiter| waiter.began)
     }
 }

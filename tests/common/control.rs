@@ -96,6 +96,18 @@ impl Controller {
         self.ask("r", "R");
     }
 
+    /// The next reply, which is a line.
+    pub fn line(&mut self) -> String {
+        let mut line = Vec::new();
+        while line.last() != Some(&b'\n') {
+            match self.reply_within(GENEROUS) {
+                Ok(Some(byte)) => line.push(byte),
+                other => panic!("{other:?} after {line:?}"),
+            }
+        }
+        String::from_utf8(line).expect("UTF-8")
+    }
+
     /// Sends nothing more, and returns all replies up to the end.
     pub fn finish(mut self) -> Vec<u8> {
         self.0.shutdown(Shutdown::Write).expect("shutdown");

@@ -9,6 +9,8 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::control::Controller;
 use super::process::{self, Finished, Process, run};
 use super::{A_WHILE, GENEROUS, PROMPT, eventually};
@@ -149,6 +151,13 @@ impl Server {
     /// A new controller.
     pub fn controller(&self) -> Controller {
         Controller::connect(&self.control_path())
+    }
+
+    /// What a new controller is told of the state.
+    pub fn status(&self) -> Value {
+        let mut controller = self.controller();
+        controller.send(b"s");
+        serde_json::from_str(&controller.line()).expect("JSON")
     }
 
     /// So many of them.

@@ -214,6 +214,10 @@ impl Setup {
         self.with("pause-hold=true")
     }
 
+    pub fn tells(self) -> Self {
+        self.with("pause-status=true")
+    }
+
     pub fn flushes(self) -> Self {
         self.with("pause-flush=true")
     }

@@ -36,6 +36,7 @@ mod signals;
 mod snapshots;
 mod socket;
 mod socket_lost;
+mod status;
 mod stuck_log;
 mod timeout;
 mod unload;

@@ -13,6 +13,7 @@ fn a_value_that_makes_no_sense_is_refused_by_name_with_what_would() {
         ("pause-mode", "octal", ["8"].as_slice()),
         ("pause-timeout", "500ms", &["1s"]),
         ("pause-hold", "", truth),
+        ("pause-status", "", truth),
         ("pause-flush", "", truth),
     ] {
         for value in values {
@@ -86,6 +87,7 @@ fn help_shows_all_parameters() {
         "pause-flush=BOOL",
         "pause-timeout=DURATION",
         "pause-hold=BOOL",
+        "pause-status=BOOL",
     ] {
         assert!(help.stdout.contains(parameter), "{parameter}: {help:#?}");
     }

@@ -45,6 +45,11 @@ fn each_of_the_256_bytes_gets_the_reply_of_the_stock_filter() {
         stock[byte as usize] = reply.to_vec();
     }
     assert_eq!(replies_to_each(Setup::in_memory().holds(), &bytes), stock);
+    // And where s is one.
+    let mut tells = replies_to_each(Setup::in_memory().holds().tells(), &bytes);
+    let line = std::mem::replace(&mut tells[b's' as usize], b"X".to_vec());
+    assert!(line.starts_with(b"{") && line.ends_with(b"}\n"), "{}", line.escape_ascii());
+    assert_eq!(tells, stock);
 }
 
 #[test]

@@ -124,7 +124,8 @@ impl Plan {
     }
 
     pub fn rules(&self) -> Rules {
-        Rules { holds: self.commands != Commands::Pauses, timeout: self.timeout }
+        let holds = self.commands != Commands::Pauses;
+        Rules { holds, status: false, timeout: self.timeout }
     }
 
     /// Whether a held request keeps those of all other connections waiting in

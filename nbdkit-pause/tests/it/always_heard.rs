@@ -108,7 +108,7 @@ fn full_pipe(server: &Server) -> (String, File) {
 }
 
 /// Reads until this has come, too, and returns all.
-fn read_until(pipe: &mut File, parts: &[&str]) -> String {
+pub fn read_until(pipe: &mut File, parts: &[&str]) -> String {
     let mut text = String::new();
     eventually("all is said", GENEROUS, || {
         match pipe.read_to_string(&mut text) {
@@ -127,10 +127,10 @@ fn stopped_terminal(_: &Server) -> (String, [File; 2]) {
     (path, [person, terminal])
 }
 
-/// A person's end of a new terminal, its other end, and the path of that.
+/// A person's end of a new terminal, which never blocks, its other end, and the path of that.
 pub fn terminal() -> (File, File, String) {
     let mut open = OpenOptions::new();
-    open.read(true).write(true).custom_flags(libc::O_NOCTTY);
+    open.read(true).write(true).custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK);
     let person = open.open("/dev/ptmx").expect("a terminal");
     let (unlocked, mut number) = (0, 0);
     // SAFETY: the first reads an int and the second writes one (TIOCSPTLCK(2const),

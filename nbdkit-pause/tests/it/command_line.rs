@@ -39,7 +39,7 @@ fn bash_completes_actions_and_options() {
 #[test]
 fn help_and_version_succeed_and_name_every_action() {
     let help = output("--help");
-    for action in ["run", "pause", "resume"] {
+    for action in ["run", "pause", "resume", "status"] {
         assert!(help.contains(&format!("\n  {action} ")), "{help}");
         output(&format!("{action} --help"));
     }

@@ -19,6 +19,7 @@ mod helper;
 mod pause_and_resume;
 mod run;
 mod signals;
+mod status;
 mod told_once;
 mod trouble;
 mod vouches;

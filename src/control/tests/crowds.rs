@@ -8,7 +8,7 @@ use super::stage::{Ground, Stage};
 /// On a stage of its own, with this many controllers.
 fn with_crowd(count: usize, test: impl FnOnce(&mut Stage)) {
     let ground = Ground::new(1);
-    let mut stage = Stage::new(&ground, Rules { holds: true, timeout: None }, false);
+    let mut stage = Stage::new(&ground, Rules { holds: true, status: true, timeout: None }, false);
     (0..count).for_each(|_| stage.connect());
     test(&mut stage);
 }

@@ -15,11 +15,16 @@ const PROBE: usize = 9;
 fn all(rows: &[&str]) {
     for row in rows {
         let words: Vec<&str> = row.split_whitespace().collect();
-        let is_parameter =
-            |word: &&str| matches!(*word, "hold" | "flush") || word.starts_with("timeout=");
+        let is_parameter = |word: &&str| {
+            matches!(*word, "hold" | "flush" | "status") || word.starts_with("timeout=")
+        };
         let (parameters, words): (Vec<&str>, Vec<&str>) = words.into_iter().partition(is_parameter);
         let timeout = parameters.iter().find_map(|word| word.strip_prefix("timeout="));
-        let rules = Rules { holds: parameters.contains(&"hold"), timeout: timeout.map(millis) };
+        let rules = Rules {
+            holds: parameters.contains(&"hold"),
+            status: parameters.contains(&"status"),
+            timeout: timeout.map(millis),
+        };
         let ground = Ground::new(PROBE + 1);
         let mut scene = Scene {
             stage: Stage::new(&ground, rules, parameters.contains(&"flush")),
@@ -102,8 +107,12 @@ fn each_command_has_one_reply_in_order() {
         "A:p=P held A:r=R flow",
         "A:prpr=PRPR flow",
         "A:xQ?=XXX flow A:p=P A:x=X held",
-        // Without pause-hold these are no commands.
+        // Without pause-hold these are no commands, nor is s without pause-status.
         "A:+-=XX flow",
+        "hold A:s=X flow A:ps=PX held",
+        "status A:ss={{ flow A:psrs=P{R{ flow",
+        // What is behind a command that waits has to wait, others have not.
+        "status 1+ A:ps= B:s={ 1- A=P{",
         "hold A:+=+ held A:-=- flow A:-=X",
         "hold A:?=H flow A:p=P A:?=H held",
         // What is behind a command that waits has to wait, too.
@@ -114,7 +123,7 @@ fn each_command_has_one_reply_in_order() {
 #[test]
 fn white_space_is_ignored() {
     let ground = Ground::new(1);
-    let rules = Rules { holds: false, timeout: None };
+    let rules = Rules { holds: false, status: false, timeout: None };
     let mut stage = Stage::new(&ground, rules, false);
     stage.connect();
     stage.send(0, b" \t\np \n\tr\n");

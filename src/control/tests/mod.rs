@@ -17,7 +17,7 @@
 //! | `lost` | a connection ends whose last flush had failed |
 //! | `ends` | nbdkit says that the server ends |
 //!
-//! `timeout=30ms`, `hold` and `flush` before them are the parameters.
+//! `timeout=30ms`, `hold`, `flush` and `status` before them are the parameters.
 
 #![allow(
     clippy::arithmetic_side_effects,
@@ -28,6 +28,7 @@
     missing_docs
 )]
 
+mod actor;
 mod below;
 #[cfg(test)]
 mod crowds;
@@ -35,3 +36,5 @@ mod crowds;
 mod dialogues;
 pub mod play;
 mod stage;
+#[cfg(test)]
+mod status;

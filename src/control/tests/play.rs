@@ -1,10 +1,12 @@
 //! Any sequence of operations on the stage, judged by the model. The fuzz target
 //! plays what it makes up; the unit tests play what it has found.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 use pause_model::{Mark, Model, Rules, describe};
+use pause_protocol::parse_duration;
 
 use super::stage::{Ground, Stage};
 
@@ -46,7 +48,29 @@ struct Byte(u8);
 
 impl<'a> Arbitrary<'a> for Byte {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
-        Ok(Byte(*u.choose(b"pppprrrr++++----?x \n")?))
+        const COMMON: &[u8; 20] = b"pppprrrr++++----?x \n";
+        Ok(Byte(match u8::arbitrary(u)? {
+            240.. => b's',
+            byte => COMMON[usize::from(byte) % COMMON.len()],
+        }))
+    }
+
+    fn size_hint(_depth: usize) -> (usize, Option<usize>) {
+        (1, Some(1))
+    }
+}
+
+/// Which commands there are beside `p` and `r`.
+#[derive(Debug)]
+struct Offered {
+    holds: bool,
+    status: bool,
+}
+
+impl<'a> Arbitrary<'a> for Offered {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
+        let bits = u8::arbitrary(u)?;
+        Ok(Offered { holds: bits & 1 != 0, status: bits & 2 != 0 })
     }
 
     fn size_hint(_depth: usize) -> (usize, Option<usize>) {
@@ -57,7 +81,7 @@ impl<'a> Arbitrary<'a> for Byte {
 /// The parameters, and what happens.
 #[derive(Arbitrary, Debug)]
 pub struct Play {
-    holds: bool,
+    offered: Offered,
     /// In milliseconds.
     timeout: Option<u8>,
     flushes: bool,
@@ -70,6 +94,8 @@ pub struct Ending {
     pub replies: Vec<u8>,
     /// How many requests were held.
     pub held: usize,
+    /// The states that were told.
+    pub states: BTreeSet<String>,
 }
 
 impl Play {
@@ -77,7 +103,8 @@ impl Play {
     /// What has come of it can't be right.
     pub fn play(&self) -> Ending {
         let timeout = self.timeout.map(|millis| Duration::from_millis(u64::from(millis) + 1));
-        let rules = Rules { holds: self.holds, timeout };
+        let Offered { holds, status } = self.offered;
+        let rules = Rules { holds, status, timeout };
         let ground = Ground::new(PLACES);
         let mut stage = Stage::new(&ground, rules, self.flushes);
         stage.connect();
@@ -143,6 +170,15 @@ fn assert_is_settled(stage: &Stage, op: &Op) {
     }
 }
 
+/// When a line was told, and which state it has.
+fn told(line: &str) -> (Duration, &str) {
+    let seconds = |name: &str| {
+        let (_, value) = line.split_once(&format!("\"{name}\":")).expect(name);
+        parse_duration(value.split(',').next().unwrap()).expect(name)
+    };
+    (seconds("since") + seconds("for"), line.split('"').nth(3).expect("a state"))
+}
+
 fn judge(stage: &Stage) -> Ending {
     let history = stage.history();
     let ended = stage.ended.unwrap_or(Mark::NEVER);
@@ -158,6 +194,14 @@ fn judge(stage: &Stage) -> Ending {
                 wrong.push(format!("a request is held at {at:?}"));
             }
             _ => {}
+        }
+    }
+    let lines = stage.actors.iter().flat_map(|actor| &actor.lines);
+    for line in lines.clone() {
+        let (at, state) = told(line);
+        let is_paused = pauses.iter().any(|it| it.from.at < at && it.has(Mark { at, log: 0 }));
+        if is_paused && state != "paused" || model.is_surely_open(at) && state != "running" {
+            wrong.push(format!("the state is told to be {state} at {at:?}"));
         }
     }
     for (window, why) in model.idle_moments() {
@@ -187,6 +231,7 @@ fn judge(stage: &Stage) -> Ending {
     Ending {
         replies: stage.actors.iter().flat_map(|actor| actor.received.clone()).collect(),
         held: stage.requests.iter().filter(|(_, is_in)| !is_in).count(),
+        states: lines.map(|line| told(line).1.to_owned()).collect(),
     }
 }
 
@@ -198,6 +243,7 @@ fn what_the_fuzzer_has_found_is_right() {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/core");
     let mut replies = Vec::new();
     let mut held = 0;
+    let mut states = BTreeSet::new();
     for file in fs::read_dir(&corpus).unwrap() {
         let path = file.unwrap().path();
         // Shown where `play` panics.
@@ -207,10 +253,12 @@ fn what_the_fuzzer_has_found_is_right() {
         let ending = play.play();
         replies.extend(ending.replies);
         held += ending.held;
+        states.extend(ending.states);
     }
     // So that nothing is replayed that has lost its meaning.
-    for reply in *b"PR+-X" {
+    for reply in *b"PR+-X{" {
         assert!(replies.contains(&reply), "{reply}");
     }
     assert!(held > 0);
+    assert_eq!(states.len(), 4, "{states:?}");
 }

@@ -3,47 +3,40 @@
 //! is moved by hand. It does for the core what the loop around it does, without a
 //! socket or a thread, and keeps what the model needs to judge it.
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use pause_model::{Exchange, Mark, Rules, Transcript};
 
+use super::actor::{Actor, apart};
 use super::below::{Below, TestFlusher};
-use crate::control::controller::Id;
 use crate::control::core::Core;
 use crate::control::flush::Flusher;
 use crate::control::pause::Pause;
+use crate::control::protocol::Offered;
 use crate::gate::{Barrier, Gate, OwnedSlot, Pass};
 use crate::nbdkit::FlushFailed;
 
 /// As much is read of a controller at once, at most.
 const CHUNK: usize = 512;
 
+/// An `s` that finds as much unread is refused.
+pub const MOST_UNSENT: usize = 4096;
+
+/// Whoever is the first to connect is this process; the next one is the next.
+pub const FIRST_PID: i32 = 4001;
+
+/// The user of all of them.
+pub const UID: u32 = 1000;
+
 /// The clock moves by this with every event, so that no two are at the same time.
 const TICK: Duration = Duration::from_micros(1);
 
-/// A controller, from its own side.
-pub struct Actor {
-    /// None when the connection is closed on both sides.
-    id: Option<Id>,
-    /// Sent, and not read yet.
-    outbox: VecDeque<u8>,
-    sends_no_more: bool,
-    is_gone: bool,
-    /// It takes its replies.
-    pub reads: bool,
-    pub received: Vec<u8>,
-    /// Whether all was stable, for each reply that it has not taken yet.
-    stable: Vec<bool>,
-    connection: Transcript,
-}
-
 /// What the gate needs for the stage to stand on; outlives it.
 pub struct Ground {
-    gate: Arc<Gate>,
+    pub gate: Arc<Gate>,
     slots: Vec<OwnedSlot>,
 }
 
@@ -61,7 +54,7 @@ impl Ground {
 pub struct Stage<'a> {
     ground: &'a Ground,
     pub inside: Vec<Option<Pass<'a>>>,
-    core: Core,
+    pub core: Core,
     pub below: Arc<Mutex<Below>>,
     pub rules: Rules,
     pub flushes: bool,
@@ -85,15 +78,17 @@ impl<'a> Stage<'a> {
     pub fn new(ground: &'a Ground, rules: Rules, flushes: bool) -> Self {
         let below = Arc::new(Mutex::new(Below::default()));
         let flusher = flushes.then(|| Box::new(TestFlusher(below.clone())) as Box<dyn Flusher>);
-        let pause = Pause::new(ground.gate.clone(), flusher, rules.timeout);
+        let begin = Instant::now();
+        let pause = Pause::new(ground.gate.clone(), flusher, rules.timeout, begin);
+        let offered = Offered { holds: rules.holds, status: rules.status };
         Stage {
             ground,
             inside: ground.slots.iter().map(|_| None).collect(),
-            core: Core::new(pause, rules.holds),
+            core: Core::new(pause, offered),
             below,
             rules,
             flushes,
-            begin: Instant::now(),
+            begin,
             now: Duration::ZERO,
             actors: Vec::new(),
             requests: Vec::new(),
@@ -110,7 +105,7 @@ impl<'a> Stage<'a> {
         Mark { at: self.now, log: 0 }
     }
 
-    fn clock(&self) -> Instant {
+    pub fn clock(&self) -> Instant {
         self.begin + self.now
     }
 
@@ -123,18 +118,9 @@ impl<'a> Stage<'a> {
             self.closed.push((connected, who));
             self.is_gone(who);
         }
-        let id = self.core.admit(None, self.clock());
-        let (outbox, received, stable) = <_>::default();
-        self.actors.push(Actor {
-            id: Some(id),
-            outbox,
-            sends_no_more: false,
-            is_gone: false,
-            reads: true,
-            received,
-            stable,
-            connection: Transcript::new(connected),
-        });
+        let pid = FIRST_PID + self.actors.len() as i32;
+        let id = self.core.admit(Some((pid, UID)), self.clock());
+        self.actors.push(Actor::new(id, Transcript::new(connected)));
     }
 
     /// The connection is closed on both sides.
@@ -253,11 +239,13 @@ impl<'a> Stage<'a> {
             }
             is_busy = true;
         }
-        self.core.turn(self.clock());
+        // The day of the epoch begins with the play.
+        self.core.turn(self.clock(), SystemTime::UNIX_EPOCH + self.now);
         is_busy |= self.core.has_more();
         for actor in &mut self.actors {
             let Some(id) = actor.id else { continue };
-            let replies = self.core.replies(id);
+            let count = self.core.replies(id).len();
+            let replies = apart(self.core.replies(id));
             actor.stable.resize(replies.len(), self.below.lock().is_stable());
             if !(actor.reads || actor.is_gone) || replies.is_empty() {
                 continue;
@@ -269,10 +257,15 @@ impl<'a> Stage<'a> {
                 continue;
             }
             let unanswered = actor.connection.commands.iter_mut().filter(|it| it.reply.is_none());
-            let replies: Vec<_> = replies.iter().copied().zip(actor.stable.drain(..)).collect();
-            self.core.sent(id, replies.len());
+            let lines = replies.iter().filter(|reply| reply.len() > 1);
+            actor.lines.extend(lines.map(|line| String::from_utf8(line.to_vec()).expect("UTF-8")));
+            let replies = replies.iter().map(|reply| reply[0]).zip(actor.stable.drain(..));
+            let replies: Vec<_> = replies.collect();
+            self.core.sent(id, count);
             for (command, (reply, was_stable)) in unanswered.zip(replies) {
                 actor.received.push(reply);
+                let is_refused = (command.byte, reply) == (b's', b'X') && self.rules.status;
+                assert!(!is_refused || count >= MOST_UNSENT, "an s is refused for no reason");
                 (command.reply, command.until) = (Some(reply), now);
                 let vouches = matches!((command.byte, reply), (b'p', b'P') | (b'+', b'+'));
                 let mut below = self.below.lock();

@@ -1,8 +1,9 @@
 //! The gate's promises. `model` runs on real threads, many times over, and
-//! under loom in every interleaving; `real` needs time or real cores.
+//! under loom in every interleaving; `real` and `held` need time or real cores.
 
 #![allow(clippy::arithmetic_side_effects)]
 
+mod held;
 mod model;
 mod real;
 
