@@ -1,12 +1,14 @@
 //! Errors that stop the program. `status` has the exit status of each. What is wrong
-//! with a single server is a `Trouble`.
+//! with a single server is a `Trouble`; why a snapshot is no good, a `Tear`.
 
 use std::error;
 use std::fmt;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 
+use crate::name::Name;
 use crate::signals;
+use crate::tear::Tear;
 use crate::trouble::Trouble;
 
 /// Why an action has failed.
@@ -28,10 +30,35 @@ pub enum Error {
     NotStarted(PathBuf, io::Error),
     /// We can't find out how this command ended.
     EndMissed(PathBuf, io::Error),
-    /// The pause did not last for the whole of the command.
-    Torn,
+    /// The pause did not last as long as it had to, or may not have.
+    Torn(Tear),
+    /// The same, and the keeper has said why.
+    TornAsTold,
+    /// The state of a pause can't be kept.
+    State(StateError),
+    /// There is a pause of this name already.
+    InUse(Name),
+    /// There was a pause of this name, and nobody has asked yet how it ended.
+    Untold(Name),
+    /// The keeper could not be started.
+    NoKeeper(io::Error),
+    /// The keeper has ended before it had the pause.
+    KeeperEnded,
+    /// There is no pause of this name, with its state in this directory.
+    NotBegun(Name, PathBuf),
+    /// The `begin` of this name has not come to its end.
+    StillBegins(Name),
     /// The completions could not be written.
     Completions(io::Error),
+}
+
+/// Why the state of a pause can't be kept or found.
+#[derive(Debug)]
+pub enum StateError {
+    /// A system call failed on this path.
+    System(PathBuf, io::Error),
+    /// Other users may enter this directory.
+    NotPrivate(PathBuf),
 }
 
 /// Why not all servers could be paused.
@@ -55,9 +82,13 @@ pub struct ServerError {
 impl Error {
     /// Whether there is nothing to add when the program exits: `run` and `pause`
     /// say why they give up before they resume the servers, a session says of each
-    /// server that it is not resumed, and whatever reads completions may stop early.
+    /// server that it is not resumed, the keeper has said it before, and whatever reads
+    /// completions may stop early.
     pub fn is_silent(&self) -> bool {
-        matches!(self, Error::NotPaused(_) | Error::NotResumed | Error::Completions(_))
+        matches!(
+            self,
+            Error::NotPaused(_) | Error::NotResumed | Error::TornAsTold | Error::Completions(_)
+        )
     }
 }
 
@@ -79,11 +110,66 @@ impl fmt::Display for Error {
             Error::EndMissed(program, e) => {
                 write!(f, "cannot tell how {} ended: {e}", program.display())
             }
-            Error::Torn => write!(
+            Error::Torn(tear) => tear.fmt(f),
+            Error::TornAsTold => write!(f, "the pause did not last"),
+            Error::State(e) => e.fmt(f),
+            Error::InUse(name) => write!(
                 f,
-                "DO NOT USE THE SNAPSHOT: the servers may not have been paused the whole time"
+                "a pause named {name} is in force: choose another --id, or type: \
+                 nbdkit-pause end --id {name}"
+            ),
+            Error::Untold(name) => write!(
+                f,
+                "a pause named {name} has ended, and nobody has asked how: first type: \
+                 nbdkit-pause end --id {name}"
+            ),
+            Error::NoKeeper(e) => write!(f, "cannot start the process that keeps the pause: {e}"),
+            Error::KeeperEnded => {
+                write!(f, "the process that was to keep the pause has ended: something killed it")
+            }
+            Error::NotBegun(name, folder) => write!(
+                f,
+                "no pause named {name} in {}: `begin` has failed, its pause was ended before, or it \
+                 was given another XDG_RUNTIME_DIR",
+                folder.display()
+            ),
+            Error::StillBegins(name) => write!(
+                f,
+                "`begin` still waits for the servers of {name}: end it first, with Ctrl-C or SIGTERM"
             ),
             Error::Completions(e) => write!(f, "cannot write the completions: {e}"),
+        }
+    }
+}
+
+impl fmt::Display for StateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (path, e) = match self {
+            StateError::System(path, e) => (path, e),
+            StateError::NotPrivate(path) => {
+                return write!(
+                    f,
+                    "{} must be a directory of this user that nobody else can enter: remove it, or \
+                     type: chmod go= {}",
+                    path.display(),
+                    path.display()
+                );
+            }
+        };
+        write!(f, "cannot keep a pause in {}: {e}", path.display())?;
+        match e.kind() {
+            _ if path.starts_with("/proc") => write!(f, "; mount /proc"),
+            ErrorKind::NotFound => write!(
+                f,
+                "; make the directory, or set XDG_RUNTIME_DIR to another; for a systemd unit, \
+                 RuntimeDirectory= makes one"
+            ),
+            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => write!(
+                f,
+                "; set XDG_RUNTIME_DIR to a directory that you can write to; for a systemd unit, \
+                 RuntimeDirectory= makes one"
+            ),
+            _ => Ok(()),
         }
     }
 }
@@ -107,8 +193,15 @@ impl fmt::Display for ServerError {
 }
 
 impl error::Error for Error {}
+impl error::Error for StateError {}
 impl error::Error for PauseError {}
 impl error::Error for ServerError {}
+
+impl From<StateError> for Error {
+    fn from(e: StateError) -> Self {
+        Error::State(e)
+    }
+}
 
 impl From<PauseError> for Error {
     fn from(e: PauseError) -> Self {

@@ -20,7 +20,7 @@ const SIGNALLED: u8 = 128;
 /// The exit status for an error.
 pub fn of_error(error: &Error) -> u8 {
     match error {
-        Error::Torn => TORN,
+        Error::Torn(_) | Error::TornAsTold => TORN,
         Error::NotStarted(_, e) if e.kind() == ErrorKind::NotFound => NOT_FOUND,
         Error::NotStarted(..) => NOT_EXECUTABLE,
         Error::NotPaused(PauseError::Signal(signal)) => of_signal(*signal),
@@ -31,6 +31,13 @@ pub fn of_error(error: &Error) -> u8 {
         | Error::NotResumed
         | Error::NoCommand
         | Error::EndMissed(..)
+        | Error::State(_)
+        | Error::InUse(_)
+        | Error::Untold(_)
+        | Error::NoKeeper(_)
+        | Error::KeeperEnded
+        | Error::NotBegun(..)
+        | Error::StillBegins(_)
         | Error::Completions(_) => FAILED,
     }
 }

@@ -37,7 +37,7 @@ pub fn children(pid: u32) -> Vec<u32> {
 
 /// Starts this with what is at `path` as its standard error. It is opened there, so
 /// that no other process ever has it.
-fn start_with_stderr(mut command: Command, path: &str) -> Process {
+pub fn start_with_stderr(mut command: Command, path: &str) -> Process {
     let path = CString::new(path).unwrap();
     // SAFETY: open(2) and dup2(2) are plain system calls, which may be made between fork
     // and exec; the path ends in NUL.
@@ -91,7 +91,7 @@ fn expect_to_be_heard<T>(stuck: impl Fn(&Server) -> (String, T) + Sync) {
 }
 
 /// A pipe that is full, and its other end.
-fn full_pipe(server: &Server) -> (String, File) {
+pub fn full_pipe(server: &Server) -> (String, File) {
     let path = server.path("stderr");
     files::make_fifo(&path);
     // To read and write: then nobody has to be there to open it.
@@ -108,7 +108,7 @@ fn full_pipe(server: &Server) -> (String, File) {
 }
 
 /// Reads until this has come, too, and returns all.
-fn read_until(pipe: &mut File, parts: &[&str]) -> String {
+pub fn read_until(pipe: &mut File, parts: &[&str]) -> String {
     let mut text = String::new();
     eventually("all is said", GENEROUS, || {
         match pipe.read_to_string(&mut text) {
@@ -121,7 +121,7 @@ fn read_until(pipe: &mut File, parts: &[&str]) -> String {
 }
 
 /// A terminal at which somebody has typed Ctrl-S, and that person's end of it.
-fn stopped_terminal(_: &Server) -> (String, [File; 2]) {
+pub fn stopped_terminal(_: &Server) -> (String, [File; 2]) {
     let (mut person, terminal, path) = terminal();
     person.write_all(b"\x13").expect("Ctrl-S");
     (path, [person, terminal])
@@ -146,12 +146,12 @@ pub fn terminal() -> (File, File, String) {
 }
 
 /// The server's own disk, as a file. It is on a file system in user space.
-struct Mounted {
+pub struct Mounted {
     path: String,
     _nbdfuse: Process,
 }
 
-fn mounted(server: &Server) -> (String, Mounted) {
+pub fn mounted(server: &Server) -> (String, Mounted) {
     server.make("mounted");
     let path = server.path("mounted");
     let mut nbdfuse = Command::new("nbdfuse");
@@ -160,6 +160,15 @@ fn mounted(server: &Server) -> (String, Mounted) {
     nbdfuse.runs_until("it is mounted", || server.size("mounted") > 0);
     let path = path.display().to_string();
     (path.clone(), Mounted { path, _nbdfuse: nbdfuse })
+}
+
+pub fn can_mount() -> bool {
+    let can =
+        is_root() && ["/dev/fuse", "/usr/bin/nbdfuse"].iter().all(|it| Path::new(it).exists());
+    if !can {
+        println!("SKIPPED: there is no nbdfuse, or it can't be used");
+    }
+    can
 }
 
 impl Drop for Mounted {
@@ -180,11 +189,9 @@ fn a_stopped_terminal_for_standard_error_keeps_nobody_from_being_heard() {
 
 #[test]
 fn a_standard_error_on_the_paused_disk_keeps_nobody_from_being_heard() {
-    if !is_root() || !["/dev/fuse", "/usr/bin/nbdfuse"].iter().all(|it| Path::new(it).exists()) {
-        println!("SKIPPED: there is no nbdfuse, or it can't be used");
-        return;
+    if can_mount() {
+        expect_to_be_heard(mounted);
     }
-    expect_to_be_heard(mounted);
 }
 
 #[test]
@@ -194,7 +201,7 @@ fn what_standard_error_does_not_take_is_said_when_it_does() {
     let run = started(&server, start_with_stderr(run_of(&server, UNTIL_TOLD), &path));
     finish_run(&server, run).ends(0, &[]);
     let last = "sh ended with exit status: 0\n";
-    read_until(&mut pipe, &["control: paused", "running sh", "uninterrupted", last]);
+    read_until(&mut pipe, &["control: paused", "running sh", "unbroken", last]);
 }
 
 #[test]
@@ -288,7 +295,7 @@ fn killed_while_the_servers_drain_it_leaves_no_process_and_resumes_where_there_a
 // Signals that the helper was started with.
 
 /// All are blocked, but the real-time ones.
-fn block() {
+pub fn block() {
     // SAFETY: these write to a set of this frame, for which all zeroes is a value, and
     // to this thread's mask.
     unsafe {
@@ -301,7 +308,7 @@ fn block() {
     }
 }
 
-fn ignore() {
+pub fn ignore() {
     for signal in [SIGTERM, SIGCHLD] {
         // SAFETY: signal(2) takes two integers.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
@@ -309,7 +316,7 @@ fn ignore() {
 }
 
 /// In its process, `first` is done before.
-fn after(first: fn(), mut command: Command) -> Command {
+pub fn after(first: fn(), mut command: Command) -> Command {
     // SAFETY: `first` is one of the two above: plain system calls, which may be made
     // between fork and exec.
     unsafe {

@@ -13,7 +13,7 @@ fn a_signal_goes_to_the_command_and_the_servers_are_resumed() {
             let run = start_script(&[&server], "touch running; exec sleep 60");
             run.signal(signal);
             // The command's own: it was ended by that signal.
-            run.finish(PROMPT).ends(128 + signal, &[": passed on to sh", "resumed"]);
+            run.finish(PROMPT).ends(128 + signal, &[": passed on to sh", "after a pause of"]);
             expect_flow(&server);
             server.remove("running");
         }

@@ -63,7 +63,7 @@ fn a_signal_to_the_process_group_reaches_the_command_once() {
         // It is the leader of its group.
         let pid = run.pid();
         expect_told_once(&server, signal, || send_to_group(pid, || kill_group(pid, signal)));
-        run.finish(PROMPT).ends(0, &["uninterrupted"]);
+        run.finish(PROMPT).ends(0, &["unbroken"]);
     }
 }
 
@@ -76,7 +76,7 @@ fn a_signal_to_the_helper_and_then_to_its_process_group_reaches_the_command_once
         eventually("it is heard", GENEROUS, || run.stderr().contains("SIGTERM: passed on"));
         kill_group(run.pid(), SIGTERM);
     });
-    run.finish(PROMPT).ends(0, &["uninterrupted"]);
+    run.finish(PROMPT).ends(0, &["unbroken"]);
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn under_timeout_the_command_is_told_once_and_has_its_grace() {
     // It does then what it does when the time is over.
     expect_told_once(&server, SIGTERM, || timeout.signal(SIGTERM));
     let said = timeout.finish(PROMPT).stderr;
-    assert!(said.contains("uninterrupted"), "{said}");
+    assert!(said.contains("unbroken"), "{said}");
     assert!(said.contains("ended with exit status: 0"), "{said}");
 }
 
