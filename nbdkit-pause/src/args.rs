@@ -91,6 +91,10 @@ pub struct Rules {
     /// Resume the servers after this long, and send COMMAND SIGTERM; 0 sets no limit
     #[arg(long, value_name = "DURATION", default_value = "0", value_parser = parse_duration)]
     pub max: Duration,
+
+    /// Exit with COMMAND's own status even if it is 0 after a signal
+    #[arg(long)]
+    pub keep_status: bool,
 }
 
 #[cfg(test)]

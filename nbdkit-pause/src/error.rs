@@ -30,6 +30,8 @@ pub enum Error {
     NotStarted(PathBuf, io::Error),
     /// We can't find out how this command ended.
     EndMissed(PathBuf, io::Error),
+    /// The command got this signal, and then ended as if nothing was.
+    Interrupted(i32),
     /// The pause did not last as long as it had to, or may not have.
     Torn(Tear),
     /// The same, and the keeper has said why.
@@ -81,13 +83,18 @@ pub struct ServerError {
 
 impl Error {
     /// Whether there is nothing to add when the program exits: `run` and `pause`
-    /// say why they give up before they resume the servers, a session says of each
+    /// say why they give up before they resume the servers, `run` says that the command was
+    /// interrupted, a session says of each
     /// server that it is not resumed, the keeper has said it before, and whatever reads
     /// completions may stop early.
     pub fn is_silent(&self) -> bool {
         matches!(
             self,
-            Error::NotPaused(_) | Error::NotResumed | Error::TornAsTold | Error::Completions(_)
+            Error::NotPaused(_)
+                | Error::NotResumed
+                | Error::Interrupted(_)
+                | Error::TornAsTold
+                | Error::Completions(_)
         )
     }
 }
@@ -110,6 +117,7 @@ impl fmt::Display for Error {
             Error::EndMissed(program, e) => {
                 write!(f, "cannot tell how {} ended: {e}", program.display())
             }
+            Error::Interrupted(signal) => write!(f, "interrupted by {}", signals::name(*signal)),
             Error::Torn(tear) => tear.fmt(f),
             Error::TornAsTold => write!(f, "the pause did not last"),
             Error::State(e) => e.fmt(f),

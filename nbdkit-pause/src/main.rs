@@ -25,6 +25,7 @@
 //! | [`tear`] | why a snapshot is no good |
 //! | [`error`], [`status`] | what stops the program, and the exit status of each |
 //! | [`signals`] | the signals that come in |
+//! | [`progress`] | when to say how long it takes |
 //! | [`report`], [`writer`] | the lines that go to standard error |
 //! | [`date`] | the time of day of a line |
 //! | [`fork`], [`inherited`] | how the processes start |
@@ -42,6 +43,7 @@ mod keeper;
 mod limit;
 mod link;
 mod name;
+mod progress;
 mod report;
 mod run;
 mod session;

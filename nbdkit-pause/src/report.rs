@@ -75,6 +75,23 @@ impl Report {
         self.pass_on(&self.message(Kind::Line, &what));
     }
 
+    /// Says one line, unless a terminal shows it: there `count` says more. It does not
+    /// wait.
+    pub fn log(&self, what: impl Display) {
+        self.pass_on(&self.message(Kind::Log, &what));
+    }
+
+    /// From the first call on, has a terminal show for how long the servers are paused,
+    /// and this beside it.
+    pub fn count(&self, what: &str) {
+        let _ = self.send(&writer::message(Kind::Count, what));
+    }
+
+    /// Ends that.
+    pub fn stop_counting(&self) {
+        let _ = self.send(&writer::message(Kind::Stop, ""));
+    }
+
     /// Says a line that somebody's report has remembered. It does not wait.
     pub fn pass_on(&self, message: &[u8]) {
         self.make_up();

@@ -12,6 +12,7 @@ use crate::args::{Options, Rules};
 use crate::command::Command;
 use crate::error::Error;
 use crate::limit::Limit;
+use crate::progress::Progress;
 use crate::report::{Report, Seconds};
 use crate::session::Session;
 use crate::signals::{self, ENDING};
@@ -44,18 +45,21 @@ pub fn run(
         report.say(format_args!("{command} was not run"));
     })?;
     command.start();
-    accompany(&mut session, &mut command, limit)
+    accompany(&mut session, &mut command, rules, limit)
 }
 
 /// Watches the servers from the start of the command to its end, and resumes them.
 fn accompany(
     session: &mut Session,
     command: &mut Command,
+    rules: &Rules,
     limit: Limit,
 ) -> Result<ExitStatus, Error> {
     let report = session.report;
     let mut runs = false;
     let mut told = Told::default();
+    let mut progress = Progress::new();
+    report.count(&command.doing());
     // Why the servers have resumed before the command has ended, if they have.
     let mut early = None;
     let ended = loop {
@@ -72,6 +76,7 @@ fn accompany(
             }
             if runs {
                 report.say(format_args!("running {command}"));
+                report.count(&command.doing());
             }
         }
         match ended {
@@ -80,17 +85,21 @@ fn accompany(
             Err(e) => break Err(Error::EndMissed(command.program().to_owned(), e)),
         }
         session.watch();
-        let mut left = None;
         if early.is_none() {
             early = end_early(session, command, &told, limit);
-            left = told.resume_at.map(|then| then.saturating_duration_since(Instant::now()));
-            left = left.into_iter().chain(limit.left()).min();
         }
-        if early.is_some() {
-            left = None;
+        let mut left = None;
+        if early.is_none() && session.is_any_paused() {
+            progress.say(report, command);
+            left = Some(progress.left());
+        }
+        if early.is_none() {
+            let grace = told.resume_at.map(|at| at.saturating_duration_since(Instant::now()));
+            left = left.into_iter().chain(grace).chain(limit.left()).min();
         }
         session.wait(left, command.word());
     };
+    report.stop_counting();
     if early.is_none() {
         session.resume(RESUME);
     }
@@ -98,17 +107,26 @@ fn accompany(
         // There is no snapshot to speak of.
         return ended;
     }
-    if let Ok(ended) = &ended {
-        report.say(format_args!("{command} ended with {ended}"));
+    let interrupted = told.last.map(|(signal, _)| signal);
+    match (&ended, interrupted) {
+        (Ok(ended), None) => report.say(format_args!("{command} ended with {ended}")),
+        (Ok(ended), Some(signal)) => {
+            let name = signals::name(signal);
+            report.say(format_args!("interrupted by {name}: {command} ended with {ended}"));
+        }
+        (Err(_), _) => {}
     }
-    match session.tear().or(early) {
-        None => ended,
-        Some(tear) => {
+    match (session.tear().or(early), ended, interrupted) {
+        (Some(tear), ended, _) => {
             if let Err(e) = ended {
                 report.say(e);
             }
             Err(Error::Torn(tear))
         }
+        (None, Ok(ended), Some(signal)) if ended.success() && !rules.keep_status => {
+            Err(Error::Interrupted(signal))
+        }
+        (None, ended, _) => ended,
     }
 }
 
@@ -119,6 +137,7 @@ fn end_early(session: &mut Session, command: &Command, told: &Told, limit: Limit
     if limit.is_over() {
         let max = Seconds(limit.time);
         report.say(format_args!("{command} is still running after --max ({max}): resuming"));
+        report.stop_counting();
         session.resume(RESUME);
         command.signal(SIGTERM);
         report.say(format_args!("SIGTERM: sent to {command}"));
@@ -126,6 +145,7 @@ fn end_early(session: &mut Session, command: &Command, told: &Told, limit: Limit
     }
     if told.resume_at.is_some_and(|then| then <= Instant::now()) {
         report.say(format_args!("{command} is still running: resuming anyway"));
+        report.stop_counting();
         session.resume(RESUME);
         return Some(Tear::Outlived(command.program().to_owned()));
     }

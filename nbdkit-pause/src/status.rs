@@ -23,7 +23,9 @@ pub fn of_error(error: &Error) -> u8 {
         Error::Torn(_) | Error::TornAsTold => TORN,
         Error::NotStarted(_, e) if e.kind() == ErrorKind::NotFound => NOT_FOUND,
         Error::NotStarted(..) => NOT_EXECUTABLE,
-        Error::NotPaused(PauseError::Signal(signal)) => of_signal(*signal),
+        Error::Interrupted(signal) | Error::NotPaused(PauseError::Signal(signal)) => {
+            of_signal(*signal)
+        }
         Error::NotPaused(PauseError::Servers(_))
         | Error::NoProcess(_)
         | Error::Signals(_)

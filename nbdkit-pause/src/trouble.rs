@@ -102,7 +102,7 @@ impl fmt::Display for Trouble {
             Trouble::Draining(time) => write!(
                 f,
                 "not paused within {}: a request or a flush is still in progress; to wait longer, \
-                 give --timeout",
+                 give a longer --timeout (and --max, if you gave that)",
                 Seconds(*time)
             ),
             Trouble::Refused => write!(

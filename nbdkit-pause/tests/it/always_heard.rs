@@ -20,7 +20,12 @@ const GRACE: Duration = Duration::from_secs(5 + 4);
 
 /// `nbdkit-pause run control -- sh -c SCRIPT`.
 fn run_of(server: &Server, script: &str) -> Command {
-    let mut command = call(server, "run control -- sh -c");
+    run_with("", server, script)
+}
+
+/// `nbdkit-pause run OPTIONS control -- sh -c SCRIPT`.
+fn run_with(options: &str, server: &Server, script: &str) -> Command {
+    let mut command = call(server, &format!("run {options} control -- sh -c"));
     command.arg(script);
     command
 }
@@ -57,15 +62,16 @@ pub fn start_with_stderr(mut command: Command, path: &str) -> Process {
 /// A run whose standard error takes nothing is heard as ever.
 fn expect_to_be_heard<T>(stuck: impl Fn(&Server) -> (String, T) + Sync) {
     together(KINDS, |kind| {
-        let start = |script: &str| {
+        let start_with = |options: &str, script: &str| {
             let server = kind.start();
             // Dropped last, also where this panics: see `T`.
             let run;
             let (path, stuck) = stuck(&server);
-            run = started(&server, start_with_stderr(run_of(&server, script), &path));
+            run = started(&server, start_with_stderr(run_with(options, &server, script), &path));
             let held = expect_paused(&server);
             (server, run, held, stuck)
         };
+        let start = |script: &str| start_with("", script);
         for signal in [SIGTERM, SIGINT, SIGHUP] {
             let (_server, run, held, _stuck) = start(UNTIL_TOLD);
             run.signal(signal);
@@ -75,6 +81,10 @@ fn expect_to_be_heard<T>(stuck: impl Fn(&Server) -> (String, T) + Sync) {
         // A command that ignores it is no hindrance either.
         let (server, run, held, _stuck) = start(&format!("trap '' TERM; {UNTIL_TOLD}"));
         run.signal(SIGTERM);
+        held.goes_on_within(GRACE);
+        finish_run(&server, run).ends(124, &[]);
+        let deaf = format!("trap '' TERM; {UNTIL_TOLD}");
+        let (server, run, held, _stuck) = start_with("--max 2", &deaf);
         held.goes_on_within(GRACE);
         finish_run(&server, run).ends(124, &[]);
         // And it ends by itself.
@@ -130,8 +140,9 @@ pub fn stopped_terminal(_: &Server) -> (String, [File; 2]) {
 /// A person's end of a new terminal, its other end, and the path of that.
 pub fn terminal() -> (File, File, String) {
     let mut open = OpenOptions::new();
-    open.read(true).write(true).custom_flags(libc::O_NOCTTY);
+    open.read(true).write(true).custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK);
     let person = open.open("/dev/ptmx").expect("a terminal");
+    open.custom_flags(libc::O_NOCTTY);
     let (unlocked, mut number) = (0, 0);
     // SAFETY: the first reads an int and the second writes one (TIOCSPTLCK(2const),
     // TIOCGPTN(2const)), both of this frame.
@@ -231,15 +242,24 @@ fn what_there_is_no_room_for_is_counted_and_the_last_word_is_said() {
 
 // A program that can't be loaded, or not yet.
 
-/// `nbdkit-pause run control -- ./slow`, where the system takes long to begin to load
+/// `nbdkit-pause run OPTION control -- ./slow`, where the system takes long to begin to load
 /// that program: the process of the helper, and that of strace around it.
-fn start_slow_program(server: &Server) -> (u32, Process) {
+fn start_slow_program(server: &Server, option: &str) -> (u32, Process) {
     fs::write(server.path("slow"), "#!/bin/sh\ntouch ran\n").expect("a script");
     set_mode(&server.path("slow"), 0o755);
     let mut strace = Command::new("strace");
     strace
         .args(["-f", "-P", "./slow", "-o", "trace", "-e", "trace=execve"])
-        .args(["-e", "inject=execve:delay_enter=45s", PROGRAM, "run", "control", "--", "./slow"])
+        .args([
+            "-e",
+            "inject=execve:delay_enter=45s",
+            PROGRAM,
+            "run",
+            option,
+            "control",
+            "--",
+            "./slow",
+        ])
         .current_dir(server.dir());
     let mut strace = Process::start(strace);
     let (pid, mut helper) = (strace.pid(), None);
@@ -255,10 +275,14 @@ fn start_slow_program(server: &Server) -> (u32, Process) {
 fn a_program_that_can_not_be_loaded_keeps_nobody_from_being_heard() {
     together(KINDS, |kind| {
         let server = kind.start();
-        let (pid, _strace) = start_slow_program(&server);
+        let (pid, strace) = start_slow_program(&server, "--max=0");
         let held = wait_until_paused(&server);
         send_signal(pid, SIGTERM);
         held.goes_on_within(GRACE);
+        not_run(&[&server]);
+        drop(strace);
+        let (_pid, _strace) = start_slow_program(&server, "--max=2");
+        wait_until_paused(&server).goes_on_within(GRACE);
         not_run(&[&server]);
     });
 }
@@ -266,7 +290,7 @@ fn a_program_that_can_not_be_loaded_keeps_nobody_from_being_heard() {
 #[test]
 fn killed_while_the_program_is_being_loaded_it_resumes_where_there_are_holds() {
     let server = Holds.start();
-    let (pid, _strace) = start_slow_program(&server);
+    let (pid, _strace) = start_slow_program(&server, "--max=0");
     let held = wait_until_paused(&server);
     // So that the program is waited for.
     thread::sleep(A_WHILE);
@@ -330,9 +354,11 @@ pub fn after(first: fn(), mut command: Command) -> Command {
 
 /// TERM is not heard by the command, which was started in the same way, but by the
 /// helper. A shell would unblock signals, so it is no shell.
-fn expect_resume_under_a_deaf_command(first: fn(), signal: i32) {
+fn expect_resume_under_a_deaf_command(first: fn(), signal: Option<i32>) {
     let server = Holds.start();
-    let run = Process::start(after(first, call(&server, "run control -- sleep 60")));
+    let max = if signal.is_some() { "" } else { "--max 2" };
+    let words = format!("run {max} control -- sleep 60");
+    let run = Process::start(after(first, call(&server, &words)));
     eventually("the command runs", GENEROUS, || run.stderr().contains("running sleep"));
     let mut commands = children(run.pid());
     commands.retain(|pid| {
@@ -340,9 +366,11 @@ fn expect_resume_under_a_deaf_command(first: fn(), signal: i32) {
     });
     assert_eq!(commands.len(), 1);
     let held = expect_paused(&server);
-    run.signal(signal);
+    if let Some(signal) = signal {
+        run.signal(signal);
+    }
     held.goes_on_within(GRACE);
-    let said = "sleep is still running: resuming";
+    let said = "sleep is still running";
     eventually("it is said", PROMPT, || run.stderr().contains(said));
     send_signal(commands[0], SIGKILL);
     run.finish(PROMPT).ends(124, &[]);
@@ -353,14 +381,16 @@ fn signals_that_were_blocked_are_heard() {
     let server = Holds.start();
     // The end of the command is a signal, too.
     after(block, run_of(&server, "exit 3")).ends(3, &[]);
-    together([SIGTERM, SIGINT, SIGHUP], |signal| expect_resume_under_a_deaf_command(block, signal));
+    together([Some(SIGTERM), Some(SIGINT), Some(SIGHUP), None], |signal| {
+        expect_resume_under_a_deaf_command(block, signal)
+    });
 }
 
 #[test]
 fn a_sigterm_and_a_sigchld_that_were_ignored_are_heard() {
     let server = Holds.start();
     after(ignore, run_of(&server, "exit 3")).ends(3, &[]);
-    expect_resume_under_a_deaf_command(ignore, SIGTERM);
+    together([Some(SIGTERM), None], |signal| expect_resume_under_a_deaf_command(ignore, signal));
 }
 
 #[test]

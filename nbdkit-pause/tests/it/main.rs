@@ -18,6 +18,7 @@ mod common;
 mod helper;
 mod hooks;
 mod keeper;
+mod limits;
 mod pause_and_resume;
 mod run;
 mod signals;

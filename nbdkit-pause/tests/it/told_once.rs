@@ -63,7 +63,7 @@ fn a_signal_to_the_process_group_reaches_the_command_once() {
         // It is the leader of its group.
         let pid = run.pid();
         expect_told_once(&server, signal, || send_to_group(pid, || kill_group(pid, signal)));
-        run.finish(PROMPT).ends(0, &["unbroken"]);
+        run.finish(PROMPT).ends(128 + signal, &["unbroken", "interrupted by SIG"]);
     }
 }
 
@@ -76,7 +76,7 @@ fn a_signal_to_the_helper_and_then_to_its_process_group_reaches_the_command_once
         eventually("it is heard", GENEROUS, || run.stderr().contains("SIGTERM: passed on"));
         kill_group(run.pid(), SIGTERM);
     });
-    run.finish(PROMPT).ends(0, &["unbroken"]);
+    run.finish(PROMPT).ends(128 + SIGTERM, &["unbroken", "interrupted by SIGTERM"]);
 }
 
 #[test]
@@ -92,9 +92,14 @@ fn under_timeout_the_command_is_told_once_and_has_its_grace() {
 
 /// The helper with these words, on the terminal at `path`, which is that of a session of
 /// its own.
-fn on_terminal(server: &Server, path: &str, words: &[&str]) -> Process {
+pub fn on_terminal(server: &Server, path: &str, words: &[&str]) -> Process {
+    on_terminal_by(server, path, &[&[PROGRAM, "run", "control", "--"], words].concat())
+}
+
+/// The same with what starts the helper.
+pub fn on_terminal_by(server: &Server, path: &str, words: &[&str]) -> Process {
     let script = "exec setsid --ctty --wait \"$@\" <$0 >$0 2>&1";
-    let words = [&["sh", "-c", script, path, PROGRAM, "run", "control", "--"], words].concat();
+    let words = [&["sh", "-c", script, path], words].concat();
     started(server, Process::start(command_of(server, &words)))
 }
 
@@ -116,7 +121,7 @@ fn in_the_foreground_of_a_terminal_the_command_is_told_once() {
             "to the group" => send_to_group(helper, || kill_group(helper, signal)),
             _ => send_signal(helper, signal),
         });
-        run.finish(PROMPT).ends(0, &[]);
+        run.finish(PROMPT).ends(128 + signal, &[]);
     }
 }
 
