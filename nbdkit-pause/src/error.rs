@@ -113,7 +113,16 @@ impl fmt::Display for Error {
             Error::NotPaused(e) => e.fmt(f),
             Error::NotResumed => write!(f, "some servers were not resumed"),
             Error::NoCommand => write!(f, "no command to run: give one after --"),
-            Error::NotStarted(program, e) => write!(f, "cannot run {}: {e}", program.display()),
+            Error::NotStarted(program, e) => {
+                write!(f, "cannot run {}: {e}", program.display())?;
+                match e.kind() {
+                    ErrorKind::NotFound => write!(
+                        f,
+                        "; a pipeline or a function of the shell needs a shell: sh -c 'COMMAND'"
+                    ),
+                    _ => Ok(()),
+                }
+            }
             Error::EndMissed(program, e) => {
                 write!(f, "cannot tell how {} ended: {e}", program.display())
             }

@@ -120,7 +120,7 @@ fn a_command_that_cannot_be_started_is_told_apart_and_the_server_is_resumed() {
         let server = kind.start();
         for (program, status, why) in [
             ("./not-there", 127, "No such file"),
-            ("no-such-program-anywhere", 127, "No such file"),
+            ("no-such-function", 127, "a function of the shell needs a shell: sh -c"),
             ("./pid", 126, "Permission denied"),
         ] {
             call(&server, &format!("run control -- {program}"))

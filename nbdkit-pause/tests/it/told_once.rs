@@ -3,7 +3,7 @@
 
 use libc::{SIGHUP, SIGINT, SIGTERM};
 
-use super::always_heard::{children, terminal};
+use super::always_heard::{children, read_until, terminal};
 use super::*;
 
 /// A command that writes down which signals it gets, each of them, until it is told
@@ -134,4 +134,29 @@ fn in_the_foreground_of_a_terminal_a_command_can_read_from_it() {
     let run = on_terminal(&server, &path, &["sh", "-c", &script]);
     assert_eq!(server.content("line"), "yes\n");
     finish_run(&server, run).ends(0, &[]);
+}
+
+/// Whether the command has it can't be seen then; better twice than never.
+#[test]
+fn without_proc_a_signal_is_passed_on_and_what_to_do_is_said() {
+    if !is_root() {
+        println!("SKIPPED: only root can mount");
+        return;
+    }
+    let server = Holds.start();
+    let (mut person, _terminal, path) = terminal();
+    let script = r#"mount -t tmpfs none /proc && exec "$@""#;
+    let hide = ["unshare", "-m", "sh", "-c", script, "sh"];
+    let words = [&hide[..], &[PROGRAM, "run", "control", "--"], &COUNTING].concat();
+    let mut run = on_terminal_by(&server, &path, &words);
+    let [helper] = children(run.pid())[..] else { panic!("one child of setsid") };
+    let mut held = expect_paused(&server);
+    kill_group(helper, SIGTERM);
+    eventually("it is told", GENEROUS, || !server.content("told").is_empty());
+    held.stays();
+    assert!(run.is_running());
+    server.make("go");
+    held.goes_on();
+    read_until(&mut person, &["SIGTERM: passed on", "may get it twice, as /proc is missing"]);
+    run.finish(PROMPT).ends(128 + SIGTERM, &[]);
 }

@@ -41,7 +41,8 @@ fn a_socket_that_is_not_there_or_is_none_or_refuses() {
         let long = "x".repeat(108);
         for (socket, why, hint) in [
             ("nowhere", "no such socket", "pause-control=SOCKET"),
-            ("no/where", "no such socket", "nbdkit is running"),
+            ("nowhere", "if systemd opens nbdkit's socket, nbdkit starts", "its first client"),
+            ("no/where", "as there is no directory no", "RuntimeDirectory="),
             ("file/where", "no such socket", "nbdkit is running"),
             (
                 "dead",
