@@ -88,6 +88,20 @@ fn a_log_has_a_line_after_10_seconds_with_a_hint_and_one_after_30() {
 }
 
 #[test]
+fn of_a_copy_through_the_paused_server_it_is_said_that_it_waits_forever() {
+    together(KINDS, |kind| {
+        let server = kind.start();
+        let mut command = call(&server, "run control -- nbdcopy");
+        command.args([&server.uri(), "copy"]);
+        let run = Process::start(command);
+        eventually("it is said", GENEROUS, || run.stderr().contains(HINT));
+        expect_line(&run.stderr(), &["`nbdcopy` runs", HINT]);
+        run.signal(libc::SIGTERM);
+        run.finish(PROMPT).ends(128 + libc::SIGTERM, &["interrupted by SIGTERM"]);
+    });
+}
+
+#[test]
 fn a_terminal_counts_the_seconds_after_5_and_has_the_hint() {
     let server = Holds.start();
     let (mut person, _terminal, path) = terminal();
