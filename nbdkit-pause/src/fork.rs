@@ -1,5 +1,5 @@
 //! Starts processes that are this program, too: the command before it executes
-//! its program (`command`), and the one that writes to standard error (`report`).
+//! its program (`command`), and the one that writes to standard error (`writer`).
 //! They start before the program connects to any server, and so hold nothing that
 //! could keep one paused. The keeper of `hooks` starts after that, and is to hold it.
 

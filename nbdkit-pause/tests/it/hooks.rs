@@ -264,6 +264,7 @@ fn the_state_is_private_to_the_user() {
     if is_root() {
         chown(&folder, Some(NOBODY), None).expect("chown");
         refused();
+        chown(&folder, Some(0), None).expect("chown");
     }
     fs::rename(&folder, server.path("elsewhere")).unwrap();
     std::os::unix::fs::symlink("elsewhere", &folder).unwrap();
