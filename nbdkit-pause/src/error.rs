@@ -44,8 +44,10 @@ pub enum Error {
     Untold(Name),
     /// The keeper could not be started.
     NoKeeper(io::Error),
-    /// The keeper has ended before it had the pause.
-    KeeperEnded,
+    /// The keeper, or the pause, has ended before the keeper had the pause.
+    NotHandedOver,
+    /// This keeper does not end, and we can't kill it.
+    KeeperStuck(Name),
     /// There is no pause of this name, with its state in this directory.
     NotBegun(Name, PathBuf),
     /// The `begin` of this name has not come to its end.
@@ -141,9 +143,16 @@ impl fmt::Display for Error {
                  nbdkit-pause end --id {name}"
             ),
             Error::NoKeeper(e) => write!(f, "cannot start the process that keeps the pause: {e}"),
-            Error::KeeperEnded => {
-                write!(f, "the process that was to keep the pause has ended: something killed it")
-            }
+            Error::NotHandedOver => write!(
+                f,
+                "the process that was to keep the pause did not get it: something killed it, a \
+                 server ended, or --max is too short"
+            ),
+            Error::KeeperStuck(name) => write!(
+                f,
+                "the process that keeps the pause {name} does not end: kill it, in the container \
+                 where `begin` was run"
+            ),
             Error::NotBegun(name, folder) => write!(
                 f,
                 "no pause named {name} in {}: `begin` has failed, its pause was ended before, or it \

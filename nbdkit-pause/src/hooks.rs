@@ -37,8 +37,6 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::UCred;
-use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Signal, WaitOptions, kill_process, waitpid};
 
 use crate::actions::{RESUME, prepare, say_why};
@@ -48,6 +46,7 @@ use crate::fork::fork;
 use crate::keeper;
 use crate::limit::Limit;
 use crate::name::Name;
+use crate::peer;
 use crate::report::Report;
 use crate::session::Session;
 use crate::signals::{ENDING, Signals};
@@ -167,7 +166,7 @@ fn hand_over(
         match (&ours).read(&mut [0]) {
             Ok(1..) => return Ok(()),
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-            Ok(0) | Err(_) => break Error::KeeperEnded,
+            Ok(0) | Err(_) => break Error::NotHandedOver,
         }
         if let Some(signal) = session.signals.next() {
             let e = PauseError::Signal(signal);
@@ -175,7 +174,7 @@ fn hand_over(
             break e.into();
         }
         if !session.watch() || limit.is_over() {
-            break Error::KeeperEnded;
+            break Error::NotHandedOver;
         }
         session.wait(limit.left(), Some(ours.as_fd()));
     };
@@ -196,12 +195,14 @@ pub fn end(report: &Report, name: &Name) -> Result<(), Error> {
     let missing = || Error::NotBegun(name.clone(), Folder::place());
     // Signals may end the program: the keeper goes on, and another `end` is told.
     let signals = Signals::new(&[]).map_err(Error::Signals)?;
+    // First of all: without /proc the rest would fail in other ways.
+    let now = boot_id()?;
     let folder = Folder::find()?.ok_or_else(missing)?;
     let mut state = wait_for_keeper(report, &folder, name)?.ok_or_else(missing)?;
     let Content { boot, sockets, messages, unbroken } = state.read()?;
     let ended = match unbroken {
         _ if boot.is_empty() => Err(missing()),
-        _ if boot != boot_id()? => Err(Error::Torn(Tear::Restarted)),
+        _ if boot != now => Err(Error::Torn(Tear::Restarted)),
         Some(true) => Ok(()),
         Some(false) => Err(Error::TornAsTold),
         None => {
@@ -229,10 +230,12 @@ fn wait_for_keeper(report: &Report, folder: &Folder, name: &Name) -> Result<Opti
             keeper = folder.connect(name);
         }
         if limit.is_over() {
-            // It is there: its end of the connection is open.
-            let credentials = keeper.as_ref().map(socket_peercred);
-            let Some(Ok(UCred { pid, .. })) = credentials else {
+            let Some(connection) = &keeper else {
                 return Err(Error::StillBegins(name.clone()));
+            };
+            // The id is its own: its end of the connection is open.
+            let Some(pid) = peer::of(connection) else {
+                return Err(Error::KeeperStuck(name.clone()));
             };
             report.say("the process that keeps the pause does not end: killing it");
             let _ = kill_process(pid, Signal::KILL);

@@ -13,7 +13,7 @@
 //! | [`run`] | what `run` does, and in which order |
 //! | [`hooks`] | what `begin` and `end` do, and in which order |
 //! | [`keeper`] | the process that has the pauses between these |
-//! | [`state`], [`name`] | what these three know of each other |
+//! | [`state`], [`name`], [`peer`] | what these three know of each other |
 //! | [`actions`] | what `pause` and `resume` do |
 //! | [`session`] | all servers of a run: asks all, waits for all, resumes all |
 //! | [`target`] | one of these servers: what is in force there, and what undoes it |
@@ -43,6 +43,7 @@ mod keeper;
 mod limit;
 mod link;
 mod name;
+mod peer;
 mod progress;
 mod report;
 mod run;

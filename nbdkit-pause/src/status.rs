@@ -37,7 +37,8 @@ pub fn of_error(error: &Error) -> u8 {
         | Error::InUse(_)
         | Error::Untold(_)
         | Error::NoKeeper(_)
-        | Error::KeeperEnded
+        | Error::NotHandedOver
+        | Error::KeeperStuck(_)
         | Error::NotBegun(..)
         | Error::StillBegins(_)
         | Error::Completions(_) => FAILED,

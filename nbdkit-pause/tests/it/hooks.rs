@@ -290,12 +290,13 @@ fn a_place_where_no_state_can_be_kept_is_named_with_what_to_do() {
         println!("SKIPPED: only root can mount");
         return;
     }
-    for (mount, why, advice) in [
-        ("mount -t tmpfs -o ro none /mnt", "Read-only file system", "set XDG_RUNTIME_DIR to"),
-        ("mount -t tmpfs none /proc", "/proc/", "mount /proc"),
+    for (mount, call, why, advice) in [
+        ("-o ro none /mnt", &call[..], "Read-only file system", "set XDG_RUNTIME_DIR to"),
+        ("none /proc", &call, "/proc/", "mount /proc"),
+        ("none /proc", &[PROGRAM, "end", "--id", "it"], "/proc/", "mount /proc"),
     ] {
-        let script = format!("{mount} && exec \"$@\"");
-        let words = [&["unshare", "-m", "sh", "-c", &script, "sh"], &call[..]].concat();
+        let script = format!("mount -t tmpfs {mount} && exec \"$@\"");
+        let words = [&["unshare", "-m", "sh", "-c", &script, "sh"], call].concat();
         in_place("/mnt", &words).ends(125, &[why, advice]);
         expect_flow(&server);
     }

@@ -172,6 +172,27 @@ fn a_keeper_that_is_stopped_does_not_keep_the_servers_paused_after_end() {
     });
 }
 
+#[test]
+fn a_keeper_that_can_not_be_seen_from_a_container_is_not_killed_from_there() {
+    if !is_root() {
+        println!("SKIPPED: only root can make a namespace");
+        return;
+    }
+    let server = Holds.start();
+    begin(&[&server], "");
+    let keeper = keeper(&server).expect("a keeper");
+    stop(keeper);
+    let mut held = expect_paused(&server);
+    let words = ["unshare", "--pid", "--fork", PROGRAM, "end", "--id", "it"];
+    let mut command = command_of(&server, &words);
+    command.env("XDG_RUNTIME_DIR", server.dir());
+    command.ends(125, &["kill it, in the container where `begin` was run"]);
+    held.stays();
+    go_on(keeper);
+    held.goes_on();
+    end(&server).ends(0, &["unbroken"]);
+}
+
 // Whenever it happens.
 
 #[test]
@@ -200,6 +221,25 @@ fn of_two_ends_at_once_one_is_told() {
         statuses.sort_unstable();
         assert_eq!(statuses, [0, 125]);
     }
+}
+
+/// It has opened the file when another one removes it.
+#[test]
+fn an_end_that_comes_to_the_lock_too_late_is_not_told_again() {
+    let server = Holds.start();
+    begin(&[&server], "");
+    let strace = ["strace", "-o", "trace", "-e", "inject=flock:delay_enter=2s"];
+    let mut command = command_of(&server, &[&strace[..], &[PROGRAM, "end", "--id", "it"]].concat());
+    command.env("XDG_RUNTIME_DIR", server.dir());
+    let mut late = Process::start(command);
+    let pid = late.pid();
+    let has_open = |pid: u32| {
+        let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        files.filter_map(|file| fs::read_link(file.path()).ok()).any(|it| it.ends_with("it.state"))
+    };
+    late.runs_until("it is opened", || children(pid).into_iter().any(has_open));
+    end(&server).ends(0, &[]);
+    late.ends(125, &["no pause named it"]);
 }
 
 #[test]
