@@ -125,6 +125,27 @@ fn a_begin_that_can_not_say_anything_is_heard_while_the_servers_drain() {
 }
 
 #[test]
+fn a_begin_that_is_killed_while_the_servers_drain_leaves_no_process_and_end_tells() {
+    for kind in OURS {
+        let (quick, (stuck, _client)) = (kind.start(), kind.stuck());
+        let begin =
+            Process::start(hook(&quick, &format!("begin --id it control {}", socket(&stuck))));
+        let mut held = [&quick, &stuck].map(wait_until_paused);
+        let processes = children(begin.pid());
+        assert!(!processes.is_empty(), "nothing prints for it");
+        begin.signal(SIGKILL);
+        eventually("they end", PROMPT, || processes.iter().all(|&pid| !is_alive(pid)));
+        match kind {
+            Holds => held.into_iter().for_each(Held::goes_on),
+            _ => held[0].stays(),
+        }
+        end(&quick).ends(124, &["something killed the process that kept the pause"]);
+        not_run(&[&quick, &stuck]);
+        expect_nothing_behind(&quick);
+    }
+}
+
+#[test]
 fn signals_that_were_blocked_or_ignored_are_heard() {
     let all = [(block as fn(), vec![SIGTERM, SIGINT, SIGHUP]), (ignore, vec![SIGTERM])];
     for (first, signals) in all {

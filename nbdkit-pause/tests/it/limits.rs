@@ -143,11 +143,11 @@ fn nothing_is_counted_any_more_when_the_servers_have_resumed() {
 #[test]
 fn lines_of_two_runs_in_one_log_can_be_told_apart() {
     let server = Holds.start();
-    let script = r#"date -u +%Y-%m-%dT; for i in 1 2; do "$0" run control -- true; done"#;
+    let script = r#"date -u +%FT; for i in 1 2; do "$0" run control -- true; done; date -u +%FT"#;
     let both = run(command_of(&server, &["sh", "-c", script, PROGRAM])).ends(0, &[]);
     let origins = both.stderr.lines().map(|line| {
         let (origin, rest) = line.split_once(' ').expect("an origin");
-        assert!(rest.starts_with(both.stdout.trim()), "no date, or it is midnight: {line}");
+        assert!(both.stdout.lines().any(|date| rest.starts_with(date)), "no date: {line}");
         assert!(rest.contains("Z 0."), "{line}");
         let id = origin.strip_prefix("nbdkit-pause[").and_then(|id| id.strip_suffix(']'));
         id.and_then(|id| id.parse::<u32>().ok()).unwrap_or_else(|| panic!("no id: {line}"))

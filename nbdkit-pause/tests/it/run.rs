@@ -107,8 +107,10 @@ fn the_exit_status_is_the_commands_own() {
             ("exit 255", 255),
             ("kill -KILL $$", 128 + 9),
             ("kill -SEGV $$", 128 + 11),
+            ("timeout 0.1 sleep 60", 124),
         ] {
-            run_on(&[&server], "", script).ends(status, &[]);
+            let run = run_on(&[&server], "", script).ends(status, &["sh ended with"]);
+            assert!(!run.stderr.contains(UNUSABLE), "{run:#?}");
             expect_flow(&server);
         }
     }
