@@ -178,7 +178,8 @@ fn a_server_that_breaks_the_hold_ends_the_pauses_of_all() {
         let held = expect_paused(&good);
         let socket = socket(&dead);
         drop(dead);
-        held.goes_on();
+        // Long before --max.
+        held.goes_on_within(PROMPT);
         let verdict = match kind {
             Holds => format!("the pause of {socket} had a break"),
             _ => format!("nobody can tell whether the pause of {socket} lasted"),
