@@ -216,6 +216,40 @@ fn a_keeper_that_can_not_be_seen_from_a_container_is_not_killed_from_there() {
 
 // Whenever it happens.
 
+/// Between `begin` and its keeper, both have the pause: the keeper is a process already,
+/// but not on its own yet.
+#[test]
+fn whoever_gets_a_signal_while_the_pause_is_handed_over_all_servers_resume() {
+    let slow = ["strace", "-f", "-o", "trace", "-e", "inject=setsid:delay_enter=6s"];
+    let begin = [&slow[..], &[PROGRAM, "begin", "--id", "it", "control"]].concat();
+    together(KINDS, |kind| {
+        for (to_keeper, signal) in [(false, SIGTERM), (false, SIGKILL), (true, SIGKILL)] {
+            let server = kind.start();
+            let mut command = command_of(&server, &begin);
+            command.env("XDG_RUNTIME_DIR", server.dir());
+            let strace = Process::start(command);
+            let held = wait_until_paused(&server);
+            let [helper] = children(strace.pid())[..] else { panic!("one child of strace") };
+            let comm = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+            let mut keepers = children(helper);
+            keepers.retain(|pid| comm(pid) != "pause-stderr\n");
+            let [keeper] = keepers[..] else { panic!("no keeper: {}", strace.stderr()) };
+            send_signal(if to_keeper { keeper } else { helper }, signal);
+            held.goes_on();
+            let ended = strace.finish(GENEROUS);
+            let status = match (to_keeper, signal) {
+                (true, _) => Some(125),
+                (_, SIGTERM) => Some(128 + SIGTERM),
+                // strace ends as it did.
+                _ => None,
+            };
+            assert_eq!(ended.status.code(), status, "{ended:#?}");
+            expect_nothing_behind(&server);
+            expect_flow(&server);
+        }
+    });
+}
+
 #[test]
 fn of_many_begins_at_once_one_has_the_pause() {
     let server = Holds.start();
