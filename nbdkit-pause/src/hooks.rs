@@ -55,7 +55,7 @@ use crate::target::{How, Target};
 use crate::tear::Tear;
 
 /// The keeper has this long to end: it takes `RESUME` at most, unless it is stopped.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// So often `end` tries to get the lock. There is nothing to poll for.
 const RETRY: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };

@@ -9,6 +9,8 @@ const LONGEST_NAME: usize = 64;
 pub struct Name(String);
 
 impl Name {
+    /// The name in this text.
+    ///
     /// # Errors
     /// It would make a poor name for a file.
     pub fn parse(text: &str) -> Result<Self, NameError> {
