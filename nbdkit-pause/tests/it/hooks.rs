@@ -54,6 +54,21 @@ fn begin_waits_for_requests_in_flight_and_an_end_meanwhile_waits_for_begin() {
 }
 
 #[test]
+fn an_end_does_not_wait_for_begin_forever() {
+    together(OURS, |kind| {
+        let (server, _client) = kind.stuck();
+        let mut begin = Process::start(hook(&server, "begin --id it control"));
+        let held = wait_until_paused(&server);
+        end(&server).ends(125, &["`begin` still waits for the servers of it"]);
+        assert!(begin.is_running());
+        server.remove("slow-read");
+        begin.ends(0, &[]);
+        end(&server).ends(0, &[]);
+        held.goes_on();
+    });
+}
+
+#[test]
 fn a_begin_that_cannot_pause_all_leaves_nothing_behind() {
     for kind in OURS {
         let (quick, (stuck, _client)) = (kind.start(), kind.stuck());
