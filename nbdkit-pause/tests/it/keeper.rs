@@ -235,7 +235,8 @@ fn whoever_gets_a_signal_while_the_pause_is_handed_over_all_servers_resume() {
             keepers.retain(|pid| comm(pid) != "pause-stderr\n");
             let [keeper] = keepers[..] else { panic!("no keeper: {}", strace.stderr()) };
             send_signal(if to_keeper { keeper } else { helper }, signal);
-            held.goes_on();
+            // Long before --max.
+            held.goes_on_within(GENEROUS / 2);
             let ended = strace.finish(GENEROUS);
             let status = match (to_keeper, signal) {
                 (true, _) => Some(125),
