@@ -84,7 +84,7 @@ fn expect_to_be_heard<T>(stuck: impl Fn(&Server) -> (String, T) + Sync) {
         held.goes_on_within(GRACE);
         finish_run(&server, run).ends(124, &[]);
         let deaf = format!("trap '' TERM; {UNTIL_TOLD}");
-        let (server, run, held, _stuck) = start_with("--max 2", &deaf);
+        let (server, run, held, _stuck) = start_with("--max 4", &deaf);
         held.goes_on_within(GRACE);
         finish_run(&server, run).ends(124, &[]);
         // And it ends by itself.
@@ -274,7 +274,7 @@ fn start_slow_program(server: &Server, option: &str) -> (u32, Process) {
 #[test]
 fn a_program_that_can_not_be_loaded_keeps_nobody_from_being_heard() {
     together(KINDS, |kind| {
-        for (option, signal) in [("--max=0", Some(SIGTERM)), ("--max=2", None)] {
+        for (option, signal) in [("--max=0", Some(SIGTERM)), ("--max=4", None)] {
             let server = kind.start();
             let (pid, _strace) = start_slow_program(&server, option);
             let held = wait_until_paused(&server);
@@ -356,7 +356,7 @@ pub fn after(first: fn(), mut command: Command) -> Command {
 /// helper. A shell would unblock signals, so it is no shell.
 fn expect_resume_under_a_deaf_command(first: fn(), signal: Option<i32>) {
     let server = Holds.start();
-    let max = if signal.is_some() { "" } else { "--max 2" };
+    let max = if signal.is_some() { "" } else { "--max 4" };
     let words = format!("run {max} control -- sleep 60");
     let run = Process::start(after(first, call(&server, &words)));
     eventually("the command runs", GENEROUS, || run.stderr().contains("running sleep"));

@@ -140,8 +140,8 @@ fn expect_broken(kinds: &[Kind], options: &str, said: &[&str], breaks: impl Fn(&
 
 #[test]
 fn a_pause_that_has_reached_its_max_has_ended_and_end_tells() {
-    let over = ["--max (0.700 s) is over: resuming", "when --max (0.700 s) was over"];
-    expect_broken(&KINDS, "--max 700ms", &over, |_| {});
+    let over = ["--max (4.000 s) is over: resuming", "when --max (4.000 s) was over"];
+    expect_broken(&KINDS, "--max 4", &over, |_| {});
 }
 
 #[test]
