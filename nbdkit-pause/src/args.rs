@@ -9,6 +9,8 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use pause_protocol::parse_duration;
 
+use crate::name::Name;
+
 /// Pause nbdkit servers while a command takes a snapshot, then resume them
 /// whatever happens
 #[derive(Parser)]
@@ -27,9 +29,31 @@ pub enum Action {
         #[command(flatten)]
         options: Options,
 
+        #[command(flatten)]
+        rules: Rules,
+
         /// The command that takes the snapshot; it runs only if all servers are paused
         #[arg(last = true, required = true, value_name = "COMMAND", value_hint = ValueHint::CommandName)]
         command: Vec<OsString>,
+    },
+    /// Pause all servers, and return; a process in the background keeps them paused
+    Begin {
+        /// What to call this pause: `end` needs it
+        #[arg(long, value_name = "NAME", value_parser = Name::parse)]
+        id: Name,
+
+        /// Resume the servers after this long, `end` or not; 0 sets no limit
+        #[arg(long, value_name = "DURATION", default_value = "60", value_parser = parse_duration)]
+        max: Duration,
+
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Resume the servers of `begin`, and tell whether they were paused all the time
+    End {
+        /// The name that `begin` was given
+        #[arg(long, value_name = "NAME", value_parser = Name::parse)]
+        id: Name,
     },
     /// Pause all servers until someone resumes them
     Pause {
@@ -54,7 +78,7 @@ pub enum Action {
     },
 }
 
-/// What `run`, `pause` and `resume` have in common.
+/// What `run`, `begin`, `pause` and `resume` have in common.
 #[derive(Args)]
 pub struct Options {
     /// How long to wait for the servers: 30, 1.5 or 500ms; 0 waits forever
@@ -84,6 +108,18 @@ pub struct StatusOptions {
     /// Control socket of each server: the path given to nbdkit as pause-control
     #[arg(required = true, value_name = "SOCKET", value_hint = ValueHint::FilePath)]
     pub sockets: Vec<PathBuf>,
+}
+
+/// What `run` does about a command that takes long.
+#[derive(Args)]
+pub struct Rules {
+    /// Resume the servers after this long, and send COMMAND SIGTERM; 0 sets no limit
+    #[arg(long, value_name = "DURATION", default_value = "0", value_parser = parse_duration)]
+    pub max: Duration,
+
+    /// Exit with COMMAND's own status even if it is 0 after a signal
+    #[arg(long)]
+    pub keep_status: bool,
 }
 
 #[cfg(test)]

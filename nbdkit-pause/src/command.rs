@@ -121,6 +121,16 @@ impl Command {
         };
     }
 
+    /// What it does at present, for a person.
+    pub fn doing(&self) -> String {
+        let name = self.program.file_name().unwrap_or(self.program.as_os_str());
+        let name = name.to_string_lossy();
+        match self.word {
+            None => format!("`{name}` runs"),
+            Some(_) => format!("`{name}` is being loaded"),
+        }
+    }
+
     /// The program, as it was given.
     pub fn program(&self) -> &Path {
         &self.program

@@ -44,13 +44,18 @@ impl Ending {
         )
     }
 
+    /// Whether the pause surely had a break.
+    pub fn is_break(&self) -> bool {
+        matches!(self, Ending::Broken | Ending::Lost(_))
+    }
+
     /// Says how it ended with `target`.
     pub fn say(&self, report: &Report, target: &Target) {
         match self {
             Ending::Untouched => {}
             Ending::Withdrawn => report.say(format_args!("{target}: withdrew the request to pause")),
             Ending::Covered(time) => report.say(format_args!(
-                "{target}: resumed after a pause of {}, uninterrupted",
+                "{target}: released after a pause of {}, unbroken; others may still hold it",
                 Seconds(*time)
             )),
             Ending::Resumed(None) => report.say(format_args!("{target}: resumed")),

@@ -1,7 +1,7 @@
 //! Starts processes that are this program, too: the command before it executes
-//! its program (`command`), and the one that writes to standard error (`report`).
+//! its program (`command`), and the one that writes to standard error (`writer`).
 //! They start before the program connects to any server, and so hold nothing that
-//! could keep one paused.
+//! could keep one paused. The keeper of `hooks` starts after that, and is to hold it.
 
 use std::io;
 

@@ -37,7 +37,13 @@ impl Link {
         match connect(&fd, &address) {
             Ok(()) => Ok(Some(Link(fd.into()))),
             Err(Errno::AGAIN | Errno::INTR) => Ok(None),
-            Err(Errno::NOENT | Errno::NOTDIR) => Err(Trouble::Missing),
+            Err(Errno::NOENT | Errno::NOTDIR) => match socket.parent() {
+                // A path in the working directory has an empty one.
+                Some(parent) if parent != Path::new("") && !parent.exists() => {
+                    Err(Trouble::NoDirectory(parent.to_owned()))
+                }
+                _ => Err(Trouble::Missing),
+            },
             Err(Errno::ACCESS | Errno::PERM) => Err(Trouble::Denied),
             Err(Errno::PROTOTYPE) => Err(Trouble::NotASocket),
             // A regular file answers the same as a dead socket.

@@ -10,33 +10,53 @@
 //! | module | what lives there |
 //! |---|---|
 //! | [`args`] | the command line |
-//! | [`actions`] | what `run`, `pause` and `resume` do, and in which order |
+//! | [`run`] | what `run` does, and in which order |
+//! | [`hooks`] | what `begin` and `end` do, and in which order |
+//! | [`keeper`] | the process that has the pauses between these |
+//! | [`state`], [`name`], [`peer`] | what these three know of each other |
+//! | [`actions`] | what `pause` and `resume` do |
 //! | [`show`] | what `status` does |
 //! | [`session`] | all servers of a run: asks all, waits for all, resumes all |
 //! | [`target`] | one of these servers: what is in force there, and what undoes it |
 //! | [`ending`] | how a pause can end, and what to say about it |
 //! | [`command`] | the command's process |
 //! | [`link`] | a connection to a control socket |
+//! | [`limit`] | how long to wait |
 //! | [`trouble`] | what can be wrong with one server |
+//! | [`tear`] | why a snapshot is no good |
 //! | [`error`], [`status`] | what stops the program, and the exit status of each |
 //! | [`signals`] | the signals that come in |
-//! | [`report`] | the lines that go to standard error |
-//! | [`fork`] | how the processes start |
+//! | [`progress`] | when to say how long it takes |
+//! | [`report`], [`writer`] | the lines that go to standard error |
+//! | [`date`] | the time of day of a line |
+//! | [`fork`], [`inherited`] | how the processes start |
 
 mod actions;
 mod args;
 mod command;
+mod date;
 mod ending;
 mod error;
 mod fork;
+mod hooks;
+mod inherited;
+mod keeper;
+mod limit;
 mod link;
+mod name;
+mod peer;
+mod progress;
 mod report;
+mod run;
 mod session;
 mod show;
 mod signals;
+mod state;
 mod status;
 mod target;
+mod tear;
 mod trouble;
+mod writer;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -60,17 +80,26 @@ fn main() -> ExitCode {
             };
         }
     };
-    let report = match Report::new().map_err(Error::NoProcess) {
-        Ok(report) => report,
-        Err(e) => {
-            let _ = writeln!(io::stderr(), "nbdkit-pause: {e}");
-            return ExitCode::from(status::of_error(&e));
-        }
+    let closed = match cli.action {
+        Action::Begin { .. } => inherited::close(),
+        _ => Ok(()),
     };
+    let report =
+        match closed.map_err(Error::from).and_then(|()| Report::new().map_err(Error::NoProcess)) {
+            Ok(report) => report,
+            Err(e) => {
+                let _ = writeln!(io::stderr(), "nbdkit-pause: {e}");
+                return ExitCode::from(status::of_error(&e));
+            }
+        };
     let result = match cli.action {
-        Action::Run { options, command } => {
-            actions::run(&report, options, &command).map(status::of_command)
+        Action::Run { options, rules, command } => {
+            run::run(&report, options, &rules, &command).map(status::of_command)
         }
+        Action::Begin { id, max, options } => {
+            hooks::begin(&report, options, &id, max).map(|()| status::SUCCESS)
+        }
+        Action::End { id } => hooks::end(&report, &id).map(|()| status::SUCCESS),
         Action::Pause { options } => actions::pause(&report, options).map(|()| status::SUCCESS),
         Action::Resume { options } => actions::resume(&report, options).map(|()| status::SUCCESS),
         Action::Status { options } => show::status(options),

@@ -1,48 +1,50 @@
 //! The program's messages: lines on standard error, each with the time since the
-//! start. The modules that call it know what to say.
+//! start. The modules that call it know what to say; `writer` prints it.
 //!
 //! A write to standard error can block forever: it may be a pipe that nobody reads,
 //! a terminal that is stopped, or a file on the very disk that is paused, and poll(2)
 //! does not show the last. So another process writes, and takes the lines from a
 //! socket. Lines that the socket has no room for are counted.
+//!
+//! The keeper of `begin` has no standard error: it remembers its lines, for `end`.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fmt::{self, Display};
-use std::fs::OpenOptions;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process;
 use std::time::{Duration, Instant};
 
-use libc::{SIGTTOU, SIGXFSZ};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, recv, send, shutdown,
-    socketpair,
+    AddressFamily, SendFlags, Shutdown, SocketFlags, SocketType, send, shutdown, socketpair,
 };
 use rustix::process::{Pid, WaitOptions, waitpid};
-use rustix::stdio::{dup2_stdin, dup2_stdout};
-use rustix::thread::set_name;
 
 use crate::fork::fork;
-use crate::signals::{self, ENDING};
+use crate::signals;
+use crate::writer::{self, Kind};
 
 /// How long to wait, at the end, for standard error to take what is left.
 const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
-/// What is longer is cut off. A path has 4096 bytes at most.
-const LONGEST_LINE: usize = 1 << 16;
+/// A keeper that is sent signals all the time remembers no more lines than these.
+const MOST_REMEMBERED: usize = 10_000;
 
 /// Prints messages, with the time since the start.
 pub struct Report {
     start: Instant,
-    /// To the process that writes. It keeps lines apart.
-    lines: OwnedFd,
-    writer: Pid,
+    to: RefCell<To>,
     /// How many lines were dropped.
     unsaid: Cell<usize>,
+}
+
+/// Where the messages go.
+enum To {
+    /// To the process with this id, by a socket that keeps them apart.
+    Writer(OwnedFd, Pid),
+    Memory(Vec<Vec<u8>>),
 }
 
 impl Report {
@@ -55,11 +57,14 @@ impl Report {
         let kind = SocketType::SEQPACKET;
         let (ours, its) = socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
         match fork()? {
-            Some(writer) => Ok(Report { start, lines: ours, writer, unsaid: Cell::new(0) }),
+            Some(pid) => {
+                let to = RefCell::new(To::Writer(ours, pid));
+                Ok(Report { start, to, unsaid: Cell::new(0) })
+            }
             None => {
                 // Or the end of this program would never show.
                 drop(ours);
-                write_all(&its);
+                writer::write_all(&its);
                 process::exit(0)
             }
         }
@@ -67,12 +72,51 @@ impl Report {
 
     /// Says one line. It does not wait.
     pub fn say(&self, what: impl Display) {
+        self.pass_on(&self.message(Kind::Line, &what));
+    }
+
+    /// Says one line, unless a terminal shows it: there `count` says more. It does not
+    /// wait.
+    pub fn log(&self, what: impl Display) {
+        self.pass_on(&self.message(Kind::Log, &what));
+    }
+
+    /// From the first call on, has a terminal show for how long the servers are paused,
+    /// and this beside it.
+    pub fn count(&self, what: &str) {
+        let _ = self.send(&writer::message(Kind::Count, what));
+    }
+
+    /// Ends that.
+    pub fn stop_counting(&self) {
+        let _ = self.send(&writer::message(Kind::Stop, ""));
+    }
+
+    /// Says a line that somebody's report has remembered. It does not wait.
+    pub fn pass_on(&self, message: &[u8]) {
         self.make_up();
-        let time = self.start.elapsed().as_secs_f64();
-        let line = format!("nbdkit-pause: {time:.3} s: {what}\n");
-        if self.unsaid.get() > 0 || !self.send(&line) {
+        if self.unsaid.get() > 0 || !self.send(message) {
             self.unsaid.set(self.unsaid.get().saturating_add(1));
         }
+    }
+
+    /// From here on, remembers its lines rather than print them, and has nothing to do
+    /// with the process that writes.
+    pub fn remember(&self) {
+        self.to.replace(To::Memory(Vec::new()));
+    }
+
+    /// What it has remembered.
+    pub fn remembered(&self) -> Vec<Vec<u8>> {
+        match &mut *self.to.borrow_mut() {
+            To::Writer(..) => Vec::new(),
+            To::Memory(messages) => std::mem::take(messages),
+        }
+    }
+
+    fn message(&self, kind: Kind, what: &impl Display) -> Vec<u8> {
+        let time = self.start.elapsed().as_secs_f64();
+        writer::message(kind, &format!("{time:.3} s: {what}"))
     }
 
     /// Says how many lines are missing, if any.
@@ -81,17 +125,25 @@ impl Report {
         if unsaid == 0 {
             return;
         }
-        let line = format!(
-            "nbdkit-pause: lines missing here: {unsaid} (standard error was blocked for too long)\n"
-        );
-        if self.send(&line) {
+        let line =
+            format!("lines missing here: {unsaid} (standard error was blocked for too long)");
+        if self.send(&writer::message(Kind::Line, &line)) {
             self.unsaid.set(0);
         }
     }
 
-    fn send(&self, line: &str) -> bool {
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        send(&self.lines, line.as_bytes(), flags).is_ok()
+    fn send(&self, message: &[u8]) -> bool {
+        match &mut *self.to.borrow_mut() {
+            To::Writer(lines, _) => {
+                let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+                send(&*lines, message, flags).is_ok()
+            }
+            To::Memory(messages) if messages.len() < MOST_REMEMBERED => {
+                messages.push(message.to_owned());
+                true
+            }
+            To::Memory(_) => false,
+        }
     }
 
     /// Waits until there is room for another line, but not for long. Call it only
@@ -107,52 +159,33 @@ impl Report {
     /// the end of this program, if that is ever possible.
     pub fn finish(self) {
         self.make_room();
-        let _ = shutdown(&self.lines, Shutdown::Write);
+        let To::Writer(lines, writer) = &*self.to.borrow() else {
+            return;
+        };
+        let _ = shutdown(lines, Shutdown::Write);
         // The other side sends nothing. It ends.
         if self.wait_for(PollFlags::IN) {
-            let _ = waitpid(Some(self.writer), WaitOptions::empty());
+            let _ = waitpid(Some(*writer), WaitOptions::empty());
         }
     }
 
     /// Whether the process that writes has got `signal`, ever. If so, all of our
     /// process group have: that process is in it, too, and nobody else sends it
     /// signals. It has it before this one can look, as the system serves the youngest
-    /// of a group first.
-    pub fn has_got(&self, signal: i32) -> bool {
-        signals::is_pending(signal, self.writer)
+    /// of a group first. `None` if the system does not tell.
+    pub fn has_got(&self, signal: i32) -> Option<bool> {
+        match &*self.to.borrow() {
+            To::Writer(_, writer) => signals::is_pending(signal, *writer),
+            To::Memory(_) => Some(false),
+        }
     }
 
     fn wait_for(&self, what: PollFlags) -> bool {
-        poll(&mut [PollFd::new(&self.lines, what)], Some(&PATIENCE)).is_ok_and(|ready| ready > 0)
-    }
-}
-
-/// Writes all `lines` that come to standard error, however long that takes.
-fn write_all(lines: &OwnedFd) {
-    // These are for the others. It has something to say of them, and shows that they
-    // came: see `has_got`.
-    signals::block(ENDING);
-    // A terminal stops a background process that writes to it, and a limit on the
-    // size of files kills.
-    signals::ignore(&[SIGTTOU, SIGXFSZ]);
-    // Whoever signals this program by its name does not mean this process, too.
-    let _ = set_name(c"pause-stderr");
-    // It may be there for longer than its parent, and these may be pipes.
-    if let Ok(null) = OpenOptions::new().read(true).write(true).open("/dev/null") {
-        let _ = dup2_stdin(&null);
-        let _ = dup2_stdout(&null);
-    }
-    let mut buffer = vec![0; LONGEST_LINE];
-    loop {
-        match recv(lines, &mut *buffer, RecvFlags::empty()) {
-            Ok((0, _)) => return,
-            // In one piece, so that no other program writes in the middle of it. If
-            // nobody is there to read it, it is lost.
-            Ok((count, _)) => {
-                let _ = io::stderr().write_all(buffer.get(..count).unwrap_or_default());
+        match &*self.to.borrow() {
+            To::Writer(lines, _) => {
+                poll(&mut [PollFd::new(lines, what)], Some(&PATIENCE)).is_ok_and(|ready| ready > 0)
             }
-            Err(Errno::INTR) => {}
-            Err(_) => return,
+            To::Memory(_) => false,
         }
     }
 }

@@ -8,16 +8,18 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::ending::Ending;
 use crate::error::{Error, PauseError, ServerError};
+use crate::limit::Limit;
 use crate::report::{Report, how_to_resume};
 use crate::signals::{self, Signals};
 use crate::target::{How, Target};
+use crate::tear::Tear;
 use crate::trouble::Trouble;
 
 /// While a server's backlog is full we try this often to connect. There is
@@ -27,10 +29,18 @@ const RETRY: Duration = Duration::from_millis(10);
 /// The servers of a run, and what the program listens and talks to meanwhile.
 pub struct Session<'a> {
     targets: Vec<Target>,
+    doubts: Doubts,
     /// The signals that have come. A caller takes all of them before it waits.
     pub signals: Signals,
     /// Where to say what happens.
     pub report: &'a Report,
+}
+
+/// The servers whose pauses did not last, or may not have.
+#[derive(Default)]
+struct Doubts {
+    broken: Vec<PathBuf>,
+    unknown: Vec<PathBuf>,
 }
 
 impl<'a> Session<'a> {
@@ -55,31 +65,40 @@ impl<'a> Session<'a> {
                 return Err(Error::SameSocket(other.to_owned(), socket.to_owned()));
             }
         }
-        Ok(Session { targets: sockets.into_iter().map(target).collect(), signals, report })
+        let targets = sockets.into_iter().map(target).collect();
+        Ok(Session { targets, doubts: Doubts::default(), signals, report })
     }
 
-    /// Returns when all servers are paused.
+    /// Returns when all servers are paused. None of them may stay so for longer than
+    /// `max`, from before the first was asked: what is returned says when that is over.
     ///
     /// # Errors
-    /// A server is in trouble, not all are paused within `timeout`, or a signal has
-    /// come. Then `resume` has to undo what was asked for.
-    pub fn pause(&mut self, how: How, timeout: Duration) -> Result<(), PauseError> {
+    /// A server is in trouble, not all are paused within `timeout` and `max`, or a signal
+    /// has come. Then `resume` has to undo what was asked for.
+    pub fn pause(
+        &mut self,
+        how: How,
+        timeout: Duration,
+        max: Duration,
+    ) -> Result<Limit, PauseError> {
         let limit = Limit::new(timeout);
         self.until_all(limit, |target, _| target.greet())?;
+        let longest = Limit::new(max);
         // Ask all of them before waiting for the first.
         for target in &mut self.targets {
             target
                 .ask_to_pause(how)
                 .map_err(|trouble| PauseError::Servers(vec![server_error(target, trouble)]))?;
         }
-        self.until_all(limit, |target, report| {
+        self.until_all(limit.or_before(longest), |target, report| {
             let before = target.is_paused();
             target.go_on_pausing()?;
             if target.is_paused() && !before {
                 say_paused(report, target);
             }
             Ok(target.is_paused())
-        })
+        })?;
+        Ok(longest)
     }
 
     /// Calls `step` with all targets, and waits between two rounds, until it
@@ -120,7 +139,7 @@ impl<'a> Session<'a> {
         let mut good = true;
         for target in &mut self.targets {
             if let Some(ending) = target.watch() {
-                good &= note(self.report, target, &ending);
+                good &= note(self.report, target, &ending, &mut self.doubts);
             }
         }
         good
@@ -136,7 +155,7 @@ impl<'a> Session<'a> {
         let mut good = true;
         for (target, ending) in self.targets.iter().zip(undone) {
             if let Some(ending) = ending {
-                good &= note(self.report, target, &ending);
+                good &= note(self.report, target, &ending, &mut self.doubts);
             }
         }
         loop {
@@ -146,7 +165,7 @@ impl<'a> Session<'a> {
                     ending => ending,
                 };
                 if let Some(ending) = ending {
-                    good &= note(self.report, target, &ending);
+                    good &= note(self.report, target, &ending, &mut self.doubts);
                 }
             }
             if self.targets.iter().all(Target::is_over) {
@@ -158,6 +177,42 @@ impl<'a> Session<'a> {
                     .say(format_args!("{}: finishing the resume first", signals::name(signal)));
             }
             self.wait(limit.left(), None);
+        }
+    }
+
+    /// Resumes the servers that stay paused although the process which paused them is
+    /// gone: those without holds. Each has `timeout` to say whether it has holds.
+    pub fn resume_left_behind(&mut self, timeout: Duration) {
+        let limit = Limit::new(timeout);
+        while self.targets.iter().any(Target::is_greeting) {
+            for target in self.targets.iter_mut().filter(|target| target.is_greeting()) {
+                let ending = match limit.is_over() {
+                    false => target.take_over(),
+                    true => target.give_up_greeting(limit.time),
+                };
+                if let Some(ending) = ending {
+                    note(self.report, target, &ending, &mut self.doubts);
+                }
+            }
+            if self.targets.iter().any(Target::is_greeting) {
+                self.wait(limit.left(), None);
+            }
+        }
+        self.resume(timeout);
+    }
+
+    /// Whether any server is paused, as far as we know.
+    pub fn is_any_paused(&self) -> bool {
+        self.targets.iter().any(Target::is_paused)
+    }
+
+    /// Why the pauses do not vouch for a snapshot, if they don't.
+    pub fn tear(&self) -> Option<Tear> {
+        let Doubts { broken, unknown } = &self.doubts;
+        match (broken.is_empty(), unknown.is_empty()) {
+            (false, _) => Some(Tear::Broken(broken.clone())),
+            (true, false) => Some(Tear::Unknown(unknown.clone())),
+            (true, true) => None,
         }
     }
 
@@ -193,41 +248,21 @@ fn say_paused(report: &Report, target: &Target) {
     }
     report.say(format_args!("{target}: paused with p, as this server has no holds"));
     report.say(format_args!(
-        "{target}: cannot notice if someone else resumes it; if this program is killed, type: {}",
+        "{target}: cannot notice if someone else resumes it; if nbdkit-pause is killed, type: {}",
         how_to_resume(target.socket())
     ));
 }
 
-/// Says how it ended with `target`. Returns false if that was bad.
-fn note(report: &Report, target: &Target, ending: &Ending) -> bool {
+/// Says how it ended with `target`, and keeps it in mind. Returns false if that was bad.
+fn note(report: &Report, target: &Target, ending: &Ending, doubts: &mut Doubts) -> bool {
     ending.say(report, target);
+    let servers = match ending.is_break() {
+        true => &mut doubts.broken,
+        false => &mut doubts.unknown,
+    };
+    let socket = target.socket();
+    if !ending.is_good() && !servers.iter().any(|it| it == socket) {
+        servers.push(socket.to_owned());
+    }
     ending.is_good()
-}
-
-/// How long to wait, and so until when.
-#[derive(Clone, Copy)]
-struct Limit {
-    time: Duration,
-    end: Option<Instant>,
-}
-
-impl Limit {
-    /// From now on. If `time` is zero, there is no limit.
-    fn new(time: Duration) -> Self {
-        Limit {
-            time,
-            end: match time {
-                Duration::ZERO => None,
-                time => Instant::now().checked_add(time),
-            },
-        }
-    }
-
-    fn is_over(&self) -> bool {
-        self.end.is_some_and(|end| end <= Instant::now())
-    }
-
-    fn left(&self) -> Option<Duration> {
-        self.end.map(|end| end.saturating_duration_since(Instant::now()))
-    }
 }

@@ -87,15 +87,15 @@ pub fn block(signals: &[c_int]) {
     unsafe { libc::pthread_sigmask(SIG_BLOCK, &raw const set, ptr::null_mut()) };
 }
 
-/// Whether `signal` is pending in the process with this id.
-pub fn is_pending(signal: c_int, process: Pid) -> bool {
-    let status = fs::read_to_string(format!("/proc/{}/status", process.as_raw_pid()));
-    let status = status.unwrap_or_default();
-    let set = status.lines().find_map(|line| line.strip_prefix("ShdPnd:"));
-    let set = set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or_default();
+/// Whether `signal` is pending in the process with this id; `None` if the system does
+/// not tell.
+pub fn is_pending(signal: c_int, process: Pid) -> Option<bool> {
+    let status = fs::read_to_string(format!("/proc/{}/status", process.as_raw_pid())).ok()?;
+    let set = status.lines().find_map(|line| line.strip_prefix("ShdPnd:"))?;
+    let set = u64::from_str_radix(set.trim(), 16).ok()?;
     // The lowest bit is that of signal 1.
-    let bit = u32::try_from(signal).ok().and_then(|signal| signal.checked_sub(1));
-    bit.and_then(|bit| set.checked_shr(bit)).is_some_and(|set| set & 1 == 1)
+    let bit = u32::try_from(signal).ok()?.checked_sub(1)?;
+    Some(set.checked_shr(bit)? & 1 == 1)
 }
 
 /// The name of a signal, such as `SIGTERM`.

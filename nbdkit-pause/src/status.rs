@@ -22,10 +22,12 @@ const SIGNALLED: u8 = 128;
 /// The exit status for an error.
 pub fn of_error(error: &Error) -> u8 {
     match error {
-        Error::Torn => TORN,
+        Error::Torn(_) | Error::TornAsTold => TORN,
         Error::NotStarted(_, e) if e.kind() == ErrorKind::NotFound => NOT_FOUND,
         Error::NotStarted(..) => NOT_EXECUTABLE,
-        Error::NotPaused(PauseError::Signal(signal)) => of_signal(*signal),
+        Error::Interrupted(signal) | Error::NotPaused(PauseError::Signal(signal)) => {
+            of_signal(*signal)
+        }
         Error::NotPaused(PauseError::Servers(_))
         | Error::NoProcess(_)
         | Error::Signals(_)
@@ -35,6 +37,14 @@ pub fn of_error(error: &Error) -> u8 {
         | Error::EndMissed(..)
         | Error::NoTerminal
         | Error::Output(_)
+        | Error::State(_)
+        | Error::InUse(_)
+        | Error::Untold(_)
+        | Error::NoKeeper(_)
+        | Error::NotHandedOver
+        | Error::KeeperStuck(_)
+        | Error::NotBegun(..)
+        | Error::StillBegins(_)
         | Error::Completions(_) => FAILED,
     }
 }

@@ -10,6 +10,8 @@
 //! as one with the filter that nbdkit ships, is paused with `p` and resumed with
 //! `r`.
 
+mod left_behind;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

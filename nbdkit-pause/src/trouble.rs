@@ -4,6 +4,7 @@
 use std::error;
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use pause_protocol::LONGEST_SOCKET_PATH;
@@ -17,6 +18,8 @@ pub enum Trouble {
     TooLong(usize),
     /// Nothing is at the path.
     Missing,
+    /// Not even this directory, where the socket should be.
+    NoDirectory(PathBuf),
     /// The path leads to no socket, or to one of another type.
     NotASocket,
     /// Nobody listens on the socket.
@@ -63,7 +66,14 @@ impl fmt::Display for Trouble {
             Trouble::Missing => write!(
                 f,
                 "no such socket: give the path that nbdkit was given as pause-control=SOCKET, \
-                 and check that nbdkit is running"
+                 and check that nbdkit is running; if systemd opens nbdkit's socket, nbdkit starts \
+                 with its first client, and has no control socket before"
+            ),
+            Trouble::NoDirectory(directory) => write!(
+                f,
+                "no such socket, as there is no directory {}: check that nbdkit is running; \
+                 a systemd unit with RuntimeDirectory= has its directory only while it runs",
+                directory.display()
             ),
             Trouble::NotASocket => write!(
                 f,
@@ -104,7 +114,7 @@ impl fmt::Display for Trouble {
             Trouble::Draining(time) => write!(
                 f,
                 "not paused within {}: a request or a flush is still in progress; to wait longer, \
-                 give --timeout",
+                 give a longer --timeout (and --max, if you gave that)",
                 Seconds(*time)
             ),
             Trouble::Refused => write!(

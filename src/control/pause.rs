@@ -209,10 +209,8 @@ impl Pause {
             self.end(Cause::Timeout, now);
             // Before a message that may have to wait.
             self.wake();
-            error!(
-                "pause-timeout: ended the pause after {:?}; {TORN}",
-                self.timeout.unwrap_or_default(),
-            );
+            let limit = self.timeout.unwrap_or_default();
+            error!("pause-timeout: ended the pause after {limit:?}; {TORN}");
             return Progress::Ended;
         }
         if self.gate.must_open() {
@@ -233,6 +231,7 @@ impl Pause {
             Err(why) => {
                 self.loss = true;
                 self.end(Cause::Flush, now);
+                self.wake();
                 error!("pause-flush: {why}; gave up the pause, requests flow");
                 Progress::Ended
             }
@@ -335,9 +334,7 @@ impl Pause {
                 self.gate.in_flight(),
             ),
             Stage::Flushing(_) => {
-                if let Some(flushing) = &mut self.flushing {
-                    flushing.cancel();
-                }
+                self.flushing.iter_mut().for_each(Flushing::cancel);
                 info!("{cause} while flushing, after {age}; requests held: {held}");
             }
             _ => info!("{cause} after {age}; requests held: {held}"),

@@ -20,7 +20,12 @@ const GRACE: Duration = Duration::from_secs(5 + 4);
 
 /// `nbdkit-pause run control -- sh -c SCRIPT`.
 fn run_of(server: &Server, script: &str) -> Command {
-    let mut command = call(server, "run control -- sh -c");
+    run_with("", server, script)
+}
+
+/// `nbdkit-pause run OPTIONS control -- sh -c SCRIPT`.
+fn run_with(options: &str, server: &Server, script: &str) -> Command {
+    let mut command = call(server, &format!("run {options} control -- sh -c"));
     command.arg(script);
     command
 }
@@ -37,7 +42,7 @@ pub fn children(pid: u32) -> Vec<u32> {
 
 /// Starts this with what is at `path` as its standard error. It is opened there, so
 /// that no other process ever has it.
-fn start_with_stderr(mut command: Command, path: &str) -> Process {
+pub fn start_with_stderr(mut command: Command, path: &str) -> Process {
     let path = CString::new(path).unwrap();
     // SAFETY: open(2) and dup2(2) are plain system calls, which may be made between fork
     // and exec; the path ends in NUL.
@@ -57,15 +62,16 @@ fn start_with_stderr(mut command: Command, path: &str) -> Process {
 /// A run whose standard error takes nothing is heard as ever.
 fn expect_to_be_heard<T>(stuck: impl Fn(&Server) -> (String, T) + Sync) {
     together(KINDS, |kind| {
-        let start = |script: &str| {
+        let start_with = |options: &str, script: &str| {
             let server = kind.start();
             // Dropped last, also where this panics: see `T`.
             let run;
             let (path, stuck) = stuck(&server);
-            run = started(&server, start_with_stderr(run_of(&server, script), &path));
+            run = started(&server, start_with_stderr(run_with(options, &server, script), &path));
             let held = expect_paused(&server);
             (server, run, held, stuck)
         };
+        let start = |script: &str| start_with("", script);
         for signal in [SIGTERM, SIGINT, SIGHUP] {
             let (_server, run, held, _stuck) = start(UNTIL_TOLD);
             run.signal(signal);
@@ -75,6 +81,10 @@ fn expect_to_be_heard<T>(stuck: impl Fn(&Server) -> (String, T) + Sync) {
         // A command that ignores it is no hindrance either.
         let (server, run, held, _stuck) = start(&format!("trap '' TERM; {UNTIL_TOLD}"));
         run.signal(SIGTERM);
+        held.goes_on_within(GRACE);
+        finish_run(&server, run).ends(124, &[]);
+        let deaf = format!("trap '' TERM; {UNTIL_TOLD}");
+        let (server, run, held, _stuck) = start_with("--max 4", &deaf);
         held.goes_on_within(GRACE);
         finish_run(&server, run).ends(124, &[]);
         // And it ends by itself.
@@ -91,7 +101,7 @@ fn expect_to_be_heard<T>(stuck: impl Fn(&Server) -> (String, T) + Sync) {
 }
 
 /// A pipe that is full, and its other end.
-fn full_pipe(server: &Server) -> (String, File) {
+pub fn full_pipe(server: &Server) -> (String, File) {
     let path = server.path("stderr");
     files::make_fifo(&path);
     // To read and write: then nobody has to be there to open it.
@@ -121,7 +131,7 @@ pub fn read_until(pipe: &mut File, parts: &[&str]) -> String {
 }
 
 /// A terminal at which somebody has typed Ctrl-S, and that person's end of it.
-fn stopped_terminal(_: &Server) -> (String, [File; 2]) {
+pub fn stopped_terminal(_: &Server) -> (String, [File; 2]) {
     let (mut person, terminal, path) = terminal();
     person.write_all(b"\x13").expect("Ctrl-S");
     (path, [person, terminal])
@@ -132,6 +142,7 @@ pub fn terminal() -> (File, File, String) {
     let mut open = OpenOptions::new();
     open.read(true).write(true).custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK);
     let person = open.open("/dev/ptmx").expect("a terminal");
+    open.custom_flags(libc::O_NOCTTY);
     let (unlocked, mut number) = (0, 0);
     // SAFETY: the first reads an int and the second writes one (TIOCSPTLCK(2const),
     // TIOCGPTN(2const)), both of this frame.
@@ -146,12 +157,12 @@ pub fn terminal() -> (File, File, String) {
 }
 
 /// The server's own disk, as a file. It is on a file system in user space.
-struct Mounted {
+pub struct Mounted {
     path: String,
     _nbdfuse: Process,
 }
 
-fn mounted(server: &Server) -> (String, Mounted) {
+pub fn mounted(server: &Server) -> (String, Mounted) {
     server.make("mounted");
     let path = server.path("mounted");
     let mut nbdfuse = Command::new("nbdfuse");
@@ -160,6 +171,15 @@ fn mounted(server: &Server) -> (String, Mounted) {
     nbdfuse.runs_until("it is mounted", || server.size("mounted") > 0);
     let path = path.display().to_string();
     (path.clone(), Mounted { path, _nbdfuse: nbdfuse })
+}
+
+pub fn can_mount() -> bool {
+    let can =
+        is_root() && ["/dev/fuse", "/usr/bin/nbdfuse"].iter().all(|it| Path::new(it).exists());
+    if !can {
+        println!("SKIPPED: there is no nbdfuse, or it can't be used");
+    }
+    can
 }
 
 impl Drop for Mounted {
@@ -180,11 +200,9 @@ fn a_stopped_terminal_for_standard_error_keeps_nobody_from_being_heard() {
 
 #[test]
 fn a_standard_error_on_the_paused_disk_keeps_nobody_from_being_heard() {
-    if !is_root() || !["/dev/fuse", "/usr/bin/nbdfuse"].iter().all(|it| Path::new(it).exists()) {
-        println!("SKIPPED: there is no nbdfuse, or it can't be used");
-        return;
+    if can_mount() {
+        expect_to_be_heard(mounted);
     }
-    expect_to_be_heard(mounted);
 }
 
 #[test]
@@ -194,7 +212,7 @@ fn what_standard_error_does_not_take_is_said_when_it_does() {
     let run = started(&server, start_with_stderr(run_of(&server, UNTIL_TOLD), &path));
     finish_run(&server, run).ends(0, &[]);
     let last = "sh ended with exit status: 0\n";
-    read_until(&mut pipe, &["control: paused", "running sh", "uninterrupted", last]);
+    read_until(&mut pipe, &["control: paused", "running sh", "unbroken", last]);
 }
 
 #[test]
@@ -224,15 +242,24 @@ fn what_there_is_no_room_for_is_counted_and_the_last_word_is_said() {
 
 // A program that can't be loaded, or not yet.
 
-/// `nbdkit-pause run control -- ./slow`, where the system takes long to begin to load
+/// `nbdkit-pause run OPTION control -- ./slow`, where the system takes long to begin to load
 /// that program: the process of the helper, and that of strace around it.
-fn start_slow_program(server: &Server) -> (u32, Process) {
+fn start_slow_program(server: &Server, option: &str) -> (u32, Process) {
     fs::write(server.path("slow"), "#!/bin/sh\ntouch ran\n").expect("a script");
     set_mode(&server.path("slow"), 0o755);
     let mut strace = Command::new("strace");
     strace
         .args(["-f", "-P", "./slow", "-o", "trace", "-e", "trace=execve"])
-        .args(["-e", "inject=execve:delay_enter=45s", PROGRAM, "run", "control", "--", "./slow"])
+        .args([
+            "-e",
+            "inject=execve:delay_enter=45s",
+            PROGRAM,
+            "run",
+            option,
+            "control",
+            "--",
+            "./slow",
+        ])
         .current_dir(server.dir());
     let mut strace = Process::start(strace);
     let (pid, mut helper) = (strace.pid(), None);
@@ -247,19 +274,23 @@ fn start_slow_program(server: &Server) -> (u32, Process) {
 #[test]
 fn a_program_that_can_not_be_loaded_keeps_nobody_from_being_heard() {
     together(KINDS, |kind| {
-        let server = kind.start();
-        let (pid, _strace) = start_slow_program(&server);
-        let held = wait_until_paused(&server);
-        send_signal(pid, SIGTERM);
-        held.goes_on_within(GRACE);
-        not_run(&[&server]);
+        for (option, signal) in [("--max=0", Some(SIGTERM)), ("--max=4", None)] {
+            let server = kind.start();
+            let (pid, _strace) = start_slow_program(&server, option);
+            let held = wait_until_paused(&server);
+            if let Some(signal) = signal {
+                send_signal(pid, signal);
+            }
+            held.goes_on_within(GRACE);
+            not_run(&[&server]);
+        }
     });
 }
 
 #[test]
 fn killed_while_the_program_is_being_loaded_it_resumes_where_there_are_holds() {
     let server = Holds.start();
-    let (pid, _strace) = start_slow_program(&server);
+    let (pid, _strace) = start_slow_program(&server, "--max=0");
     let held = wait_until_paused(&server);
     // So that the program is waited for.
     thread::sleep(A_WHILE);
@@ -288,7 +319,7 @@ fn killed_while_the_servers_drain_it_leaves_no_process_and_resumes_where_there_a
 // Signals that the helper was started with.
 
 /// All are blocked, but the real-time ones.
-fn block() {
+pub fn block() {
     // SAFETY: these write to a set of this frame, for which all zeroes is a value, and
     // to this thread's mask.
     unsafe {
@@ -301,7 +332,7 @@ fn block() {
     }
 }
 
-fn ignore() {
+pub fn ignore() {
     for signal in [SIGTERM, SIGCHLD] {
         // SAFETY: signal(2) takes two integers.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
@@ -309,7 +340,7 @@ fn ignore() {
 }
 
 /// In its process, `first` is done before.
-fn after(first: fn(), mut command: Command) -> Command {
+pub fn after(first: fn(), mut command: Command) -> Command {
     // SAFETY: `first` is one of the two above: plain system calls, which may be made
     // between fork and exec.
     unsafe {
@@ -323,9 +354,11 @@ fn after(first: fn(), mut command: Command) -> Command {
 
 /// TERM is not heard by the command, which was started in the same way, but by the
 /// helper. A shell would unblock signals, so it is no shell.
-fn expect_resume_under_a_deaf_command(first: fn(), signal: i32) {
+fn expect_resume_under_a_deaf_command(first: fn(), signal: Option<i32>) {
     let server = Holds.start();
-    let run = Process::start(after(first, call(&server, "run control -- sleep 60")));
+    let max = if signal.is_some() { "" } else { "--max 4" };
+    let words = format!("run {max} control -- sleep 60");
+    let run = Process::start(after(first, call(&server, &words)));
     eventually("the command runs", GENEROUS, || run.stderr().contains("running sleep"));
     let mut commands = children(run.pid());
     commands.retain(|pid| {
@@ -333,9 +366,11 @@ fn expect_resume_under_a_deaf_command(first: fn(), signal: i32) {
     });
     assert_eq!(commands.len(), 1);
     let held = expect_paused(&server);
-    run.signal(signal);
+    if let Some(signal) = signal {
+        run.signal(signal);
+    }
     held.goes_on_within(GRACE);
-    let said = "sleep is still running: resuming";
+    let said = "sleep is still running";
     eventually("it is said", PROMPT, || run.stderr().contains(said));
     send_signal(commands[0], SIGKILL);
     run.finish(PROMPT).ends(124, &[]);
@@ -346,14 +381,16 @@ fn signals_that_were_blocked_are_heard() {
     let server = Holds.start();
     // The end of the command is a signal, too.
     after(block, run_of(&server, "exit 3")).ends(3, &[]);
-    together([SIGTERM, SIGINT, SIGHUP], |signal| expect_resume_under_a_deaf_command(block, signal));
+    together([Some(SIGTERM), Some(SIGINT), Some(SIGHUP), None], |signal| {
+        expect_resume_under_a_deaf_command(block, signal)
+    });
 }
 
 #[test]
 fn a_sigterm_and_a_sigchld_that_were_ignored_are_heard() {
     let server = Holds.start();
     after(ignore, run_of(&server, "exit 3")).ends(3, &[]);
-    expect_resume_under_a_deaf_command(ignore, SIGTERM);
+    together([Some(SIGTERM), None], |signal| expect_resume_under_a_deaf_command(ignore, signal));
 }
 
 #[test]

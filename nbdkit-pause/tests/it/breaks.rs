@@ -17,7 +17,9 @@ fn a_resume_in_the_middle_makes_the_snapshot_unusable() {
     expect_flow(&other);
     // The good one has its pause to the end.
     let held = expect_paused(&good);
-    finish_run(&good, run).ends(124, &[&format!("{}: {BREAK}", socket(&other)), UNUSABLE]);
+    let other = socket(&other);
+    let verdict = format!("{UNUSABLE}: the pause of {other} had a break");
+    finish_run(&good, run).ends(124, &[&format!("{other}: {BREAK}"), &verdict]);
     held.goes_on();
 }
 
@@ -56,7 +58,11 @@ fn a_server_that_ends_in_the_middle_makes_the_snapshot_unusable() {
             let over = format!("{socket}: THE PAUSE ENDED EARLY");
             eventually("it is told at once", PROMPT, || run.stderr().contains(&over));
         }
-        finish_run(&good, run).ends(124, &[&socket, UNUSABLE]);
+        let verdict = match kind {
+            Holds => format!("{UNUSABLE}: the pause of {socket} had a break"),
+            _ => format!("{UNUSABLE}: nobody can tell whether the pause of {socket} lasted"),
+        };
+        finish_run(&good, run).ends(124, &[&verdict]);
         expect_flow(&good);
     }
 }
@@ -88,7 +94,8 @@ fn two_runs_at_once_do_not_resume_under_each_other() {
     let script = "touch running; while [ -e pid ] && [ ! -e go.second ]; do sleep 0.01; done";
     let second = start_script(&[&server], script);
     let mut held = expect_paused(&server);
-    finish_run(&server, first).ends(0, &[]);
+    let said = finish_run(&server, first).ends(0, &["others may still hold it"]).stderr;
+    assert!(!said.contains("resumed"), "{said}");
     held.stays();
     server.make("go.second");
     second.ends(0, &[]);

@@ -13,7 +13,7 @@ fn output(words: &str) -> String {
 fn there_are_completions_for_each_shell() {
     for shell in ["bash", "zsh", "fish"] {
         let script = output(&format!("completions {shell}"));
-        for word in ["nbdkit-pause", "run", "pause", "resume", "timeout"] {
+        for word in ["nbdkit-pause", "run", "begin", "end", "pause", "resume", "timeout", "max"] {
             assert!(script.contains(word), "{shell}: {word}");
         }
     }
@@ -25,7 +25,7 @@ fn bash_completes_actions_and_options() {
     script.push_str(
         r#"
         read -r _ _ function _ < <(complete -p nbdkit-pause | sed 's/.* -F/complete -F/')
-        for words in 'nbdkit-pause re' 'nbdkit-pause run --t'; do
+        for words in 'nbdkit-pause re' 'nbdkit-pause run --t' 'nbdkit-pause begin --i'; do
             COMP_WORDS=($words) COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
             $function nbdkit-pause "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
             echo "${COMPREPLY[@]}"
@@ -33,13 +33,13 @@ fn bash_completes_actions_and_options() {
         "#,
     );
     let completed = run_with_input(Command::new("bash"), script.as_bytes()).succeeded();
-    assert_eq!(completed.stdout, "resume\n--timeout\n", "{}", completed.stderr);
+    assert_eq!(completed.stdout, "resume\n--timeout\n--id\n", "{}", completed.stderr);
 }
 
 #[test]
 fn help_and_version_succeed_and_name_every_action() {
     let help = output("--help");
-    for action in ["run", "pause", "resume", "status"] {
+    for action in ["run", "begin", "end", "pause", "resume", "status"] {
         assert!(help.contains(&format!("\n  {action} ")), "{help}");
         output(&format!("{action} --help"));
     }

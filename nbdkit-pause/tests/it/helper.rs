@@ -213,3 +213,50 @@ impl Held {
 pub fn start_all<const N: usize>(kinds: [Kind; N]) -> [Server; N] {
     kinds.map(Kind::start)
 }
+
+/// `nbdkit-pause` with these words, and its state in the server's folder.
+pub fn hook(server: &Server, words: &str) -> Command {
+    let mut command = call(server, words);
+    command.env("XDG_RUNTIME_DIR", server.dir());
+    command
+}
+
+/// `nbdkit-pause begin --id it OPTIONS SOCKETS`, which succeeds.
+pub fn begin(servers: &[&Server], options: &str) -> Finished {
+    let mut command = hook(servers[0], &format!("begin --id it {options}"));
+    command.args(servers.iter().map(|server| server.control_path()));
+    command.ends(0, &[])
+}
+
+/// `nbdkit-pause end --id it`, of what was begun in this server's folder.
+pub fn end(server: &Server) -> Finished {
+    run(hook(server, "end --id it"))
+}
+
+/// The process that keeps what was begun in this server's folder, if there is one.
+pub fn keeper(server: &Server) -> Option<u32> {
+    let ours = format!("XDG_RUNTIME_DIR={}", server.dir().display());
+    let is_it = |pid: &u32| {
+        let read = |what| fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default();
+        read("comm") == b"pause-keeper\n"
+            && read("environ").split(|&byte| byte == 0).any(|it| it == ours.as_bytes())
+    };
+    let processes = fs::read_dir("/proc").expect("/proc").filter_map(Result::ok);
+    let pids = processes.filter_map(|process| process.file_name().to_str()?.parse().ok());
+    pids.into_iter().find(is_it)
+}
+
+/// What `begin`, its keeper and `end` have left in this server's folder.
+pub fn left_behind(server: &Server) -> Vec<String> {
+    let left = fs::read_dir(server.path("nbdkit-pause")).into_iter().flatten();
+    let mut names: Vec<_> =
+        left.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.extend(keeper(server).map(|pid| format!("process {pid}")));
+    names
+}
+
+/// Nothing is: no name is in use.
+pub fn expect_nothing_behind(server: &Server) {
+    // The keeper ends a moment after its lock is free.
+    eventually("nothing is left behind", PROMPT, || left_behind(server).is_empty());
+}

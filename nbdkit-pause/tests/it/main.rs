@@ -16,6 +16,9 @@ mod command_line;
 #[path = "../../../tests/common/mod.rs"]
 mod common;
 mod helper;
+mod hooks;
+mod keeper;
+mod limits;
 mod pause_and_resume;
 mod run;
 mod signals;

@@ -13,9 +13,26 @@ fn a_signal_goes_to_the_command_and_the_servers_are_resumed() {
             let run = start_script(&[&server], "touch running; exec sleep 60");
             run.signal(signal);
             // The command's own: it was ended by that signal.
-            run.finish(PROMPT).ends(128 + signal, &[": passed on to sh", "resumed"]);
+            run.finish(PROMPT).ends(128 + signal, &[": passed on to sh", "after a pause of"]);
             expect_flow(&server);
             server.remove("running");
+        }
+    }
+}
+
+#[test]
+fn a_command_that_ends_well_after_a_signal_was_interrupted() {
+    for kind in KINDS {
+        let server = kind.start();
+        for signal in [SIGINT, SIGTERM, SIGHUP, SIGQUIT] {
+            for (option, status) in [("", 128 + signal), ("--keep-status", 0)] {
+                let script = format!("trap 'exit 0' INT TERM HUP QUIT; {UNTIL_TOLD}");
+                let run = started(&server, run_on(&[&server], option, &script));
+                run.signal(signal);
+                let run = run.finish(PROMPT).ends(status, &["interrupted by SIG"]);
+                expect_line(&run.stderr, &["interrupted by ", ": sh ended with exit status: 0"]);
+                server.remove("running");
+            }
         }
     }
 }

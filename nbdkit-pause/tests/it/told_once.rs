@@ -3,7 +3,7 @@
 
 use libc::{SIGHUP, SIGINT, SIGTERM};
 
-use super::always_heard::{children, terminal};
+use super::always_heard::{children, read_until, terminal};
 use super::*;
 
 /// A command that writes down which signals it gets, each of them, until it is told
@@ -63,7 +63,7 @@ fn a_signal_to_the_process_group_reaches_the_command_once() {
         // It is the leader of its group.
         let pid = run.pid();
         expect_told_once(&server, signal, || send_to_group(pid, || kill_group(pid, signal)));
-        run.finish(PROMPT).ends(0, &["uninterrupted"]);
+        run.finish(PROMPT).ends(128 + signal, &["unbroken", "interrupted by SIG"]);
     }
 }
 
@@ -76,7 +76,7 @@ fn a_signal_to_the_helper_and_then_to_its_process_group_reaches_the_command_once
         eventually("it is heard", GENEROUS, || run.stderr().contains("SIGTERM: passed on"));
         kill_group(run.pid(), SIGTERM);
     });
-    run.finish(PROMPT).ends(0, &["uninterrupted"]);
+    run.finish(PROMPT).ends(128 + SIGTERM, &["unbroken", "interrupted by SIGTERM"]);
 }
 
 #[test]
@@ -86,15 +86,20 @@ fn under_timeout_the_command_is_told_once_and_has_its_grace() {
     // It does then what it does when the time is over.
     expect_told_once(&server, SIGTERM, || timeout.signal(SIGTERM));
     let said = timeout.finish(PROMPT).stderr;
-    assert!(said.contains("uninterrupted"), "{said}");
+    assert!(said.contains("unbroken"), "{said}");
     assert!(said.contains("ended with exit status: 0"), "{said}");
 }
 
 /// The helper with these words, on the terminal at `path`, which is that of a session of
 /// its own.
-fn on_terminal(server: &Server, path: &str, words: &[&str]) -> Process {
+pub fn on_terminal(server: &Server, path: &str, words: &[&str]) -> Process {
+    on_terminal_by(server, path, &[&[PROGRAM, "run", "control", "--"], words].concat())
+}
+
+/// The same with what starts the helper.
+pub fn on_terminal_by(server: &Server, path: &str, words: &[&str]) -> Process {
     let script = "exec setsid --ctty --wait \"$@\" <$0 >$0 2>&1";
-    let words = [&["sh", "-c", script, path, PROGRAM, "run", "control", "--"], words].concat();
+    let words = [&["sh", "-c", script, path], words].concat();
     started(server, Process::start(command_of(server, &words)))
 }
 
@@ -116,7 +121,7 @@ fn in_the_foreground_of_a_terminal_the_command_is_told_once() {
             "to the group" => send_to_group(helper, || kill_group(helper, signal)),
             _ => send_signal(helper, signal),
         });
-        run.finish(PROMPT).ends(0, &[]);
+        run.finish(PROMPT).ends(128 + signal, &[]);
     }
 }
 
@@ -129,4 +134,29 @@ fn in_the_foreground_of_a_terminal_a_command_can_read_from_it() {
     let run = on_terminal(&server, &path, &["sh", "-c", &script]);
     assert_eq!(server.content("line"), "yes\n");
     finish_run(&server, run).ends(0, &[]);
+}
+
+/// Whether the command has it can't be seen then; better twice than never.
+#[test]
+fn without_proc_a_signal_is_passed_on_and_what_to_do_is_said() {
+    if !is_root() {
+        println!("SKIPPED: only root can mount");
+        return;
+    }
+    let server = Holds.start();
+    let (mut person, _terminal, path) = terminal();
+    let script = r#"mount -t tmpfs none /proc && exec "$@""#;
+    let hide = ["unshare", "-m", "sh", "-c", script, "sh"];
+    let words = [&hide[..], &[PROGRAM, "run", "control", "--"], &COUNTING].concat();
+    let mut run = on_terminal_by(&server, &path, &words);
+    let [helper] = children(run.pid())[..] else { panic!("one child of setsid") };
+    let mut held = expect_paused(&server);
+    kill_group(helper, SIGTERM);
+    eventually("it is told", GENEROUS, || !server.content("told").is_empty());
+    held.stays();
+    assert!(run.is_running());
+    server.make("go");
+    held.goes_on();
+    read_until(&mut person, &["SIGTERM: passed on", "may get it twice, as /proc is missing"]);
+    run.finish(PROMPT).ends(128 + SIGTERM, &[]);
 }

@@ -1,6 +1,8 @@
 //! What can be wrong with a socket, and what a person is told of it: which socket, what
 //! is wrong, what to do. A server that goes wrong later is in `breaks.rs`.
 
+use std::path::Path;
+
 use super::*;
 
 /// All three actions fail on `socket`, say why, and leave the good servers on both sides
@@ -41,7 +43,8 @@ fn a_socket_that_is_not_there_or_is_none_or_refuses() {
         let long = "x".repeat(108);
         for (socket, why, hint) in [
             ("nowhere", "no such socket", "pause-control=SOCKET"),
-            ("no/where", "no such socket", "nbdkit is running"),
+            ("nowhere", "if systemd opens nbdkit's socket, nbdkit starts", "its first client"),
+            ("no/where", "as there is no directory no", "RuntimeDirectory="),
             ("file/where", "no such socket", "nbdkit is running"),
             (
                 "dead",
@@ -128,5 +131,47 @@ fn the_same_server_twice_is_refused_before_it_is_paused() {
                 .ends(125, &["are the same socket"]);
         }
         not_run(&[&server]);
+    }
+}
+
+/// nbdkit has its socket from another program, which starts it with the first client.
+#[test]
+fn a_server_that_is_started_by_its_first_client_has_no_socket_before() {
+    const ACTIVATE: &str = "/usr/bin/systemd-socket-activate";
+    if !Path::new(ACTIVATE).exists() || debian::other_nbdkit() {
+        println!("SKIPPED: there is no systemd, or another nbdkit is tested");
+        return;
+    }
+    for kind in KINDS {
+        let setup = kind.of(Setup::in_memory());
+        let start = |words: &[&str]| {
+            let mut command = Command::new(words[0]);
+            command.args(&words[1..]).current_dir(setup.path(""));
+            Process::start(command)
+        };
+        let words = setup.activated();
+        let words = words.iter().map(String::as_str);
+        let listen = format!("--listen={}", setup.path("nbd").display());
+        let words = [&[ACTIVATE, &listen][..], &words.collect::<Vec<_>>()].concat();
+        let mut server = start(&words);
+        server.runs_until("its socket is there", || setup.path("nbd").exists());
+        let call = || start(&[PROGRAM, "run", "control", "--", "true"]);
+        call().ends(125, &["control: no such socket", "nbdkit starts with its first client"]);
+        let mut client = UnixStream::connect(setup.path("nbd")).expect("a client");
+        client.read_exact(&mut [0; 18]).expect("a greeting");
+        call().ends(0, &[]);
+    }
+}
+
+#[test]
+fn the_filters_manual_has_what_nbdkit_itself_says() {
+    let manual = Path::new(filter::PACKAGE).join("../nbdkit-pause-filter.pod");
+    let manual = fs::read_to_string(manual).expect("the manual");
+    for (setup, said) in [
+        (Setup::in_memory().stock().holds(), "unknown parameter 'pause-hold'"),
+        (Setup::in_memory().filter("libpause-is-not-there".into()), "cannot open filter "),
+    ] {
+        setup.refused(&[said]);
+        assert!(manual.contains(said), "{said}");
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::Scene;
-use crate::gate::waiters::{LOOK_AGAIN, LOOK_BESIDE, SETTLED};
+use crate::gate::waiters::{LOOK_AGAIN, SETTLED};
 use crate::gate::{Barrier, Changes, Dropped, Gate, Worth};
 
 #[test]
@@ -40,79 +40,6 @@ fn a_held_request_is_dropped_when_its_client_goes_though_nobody_opens() {
     assert!(start.elapsed() < Duration::from_secs(10));
     assert_eq!(scene.done.load(Ordering::Relaxed), 0);
     assert_eq!((scene.gate.in_flight(), scene.gate.held()), (0, 0));
-}
-
-#[test]
-fn the_first_of_a_connection_looks_for_the_others_and_each_decides_for_itself() {
-    let scene = Scene::new(Barrier::best());
-    scene.drain();
-    let gone = AtomicBool::new(false);
-    let looks: [AtomicU64; 3] = Default::default();
-    let count = |number: usize| looks[number].load(Ordering::SeqCst);
-    std::thread::scope(|scope| {
-        // The last one is of another client, as multi-conn's flushes are.
-        let requests: Vec<_> = (0..3)
-            .map(|number| {
-                let (scene, gone, looks) = (&scene, &gone, &looks);
-                let request = scope.spawn(move || {
-                    scene.request(&scene.gate.take_slot(), || {
-                        looks[number].fetch_add(1, Ordering::SeqCst);
-                        number < 2 && gone.load(Ordering::SeqCst)
-                    })
-                });
-                // The first looks for the others by now.
-                until(|| scene.gate.held() > number && count(0) > 3);
-                request
-            })
-            .collect();
-        let _stop = Stop(&gone, &scene.gate);
-        until(|| (0..3).all(|number| count(number) > 2) && count(0) > 6);
-        let (second, third) = (count(1), count(2));
-        assert!(second < 5 && third < 5, "{second} and {third} looks beside those of the first");
-        gone.store(true, Ordering::SeqCst);
-        let start = Instant::now();
-        until(|| scene.gate.held() == 1);
-        assert!(start.elapsed() < LOOK_BESIDE / 2);
-        // It was told, and looks for itself.
-        until(|| count(2) > third);
-        scene.open();
-        let results = requests.into_iter().map(|request| request.join().unwrap());
-        assert!(results.eq([Err(Dropped), Err(Dropped), Ok(())]));
-    });
-}
-
-/// Requests of two connections can sleep on the same futex.
-#[test]
-fn who_was_woken_for_another_connection_is_told_of_its_own() {
-    let scene = Scene::new(Barrier::best());
-    scene.drain();
-    let gone: [AtomicBool; 3] = Default::default();
-    let looks = AtomicU64::new(0);
-    std::thread::scope(|scope| {
-        for (number, connection) in [2, 1, 1, 2].into_iter().enumerate() {
-            let (scene, gone, looks) = (&scene, &gone[connection], &looks);
-            scope.spawn(move || {
-                let slot = scene.gate.take_slot();
-                assert!(scene.gate.enter(&slot).is_none());
-                let dropped = scene.gate.wait(&slot, Worth::All, connection, || {
-                    looks.fetch_add(u64::from(number == 3), Ordering::SeqCst);
-                    gone.load(Ordering::SeqCst)
-                });
-                assert!(dropped.is_err());
-            });
-            until(|| scene.gate.held() > number);
-        }
-        let _stop = Stop(&gone[0], &scene.gate);
-        // They have settled.
-        until(|| looks.load(Ordering::SeqCst) == 3);
-        std::thread::sleep(LOOK_AGAIN);
-        for connection in [1, 2] {
-            gone[connection].store(true, Ordering::SeqCst);
-            let start = Instant::now();
-            until(|| scene.gate.held() == 4 - 2 * connection);
-            assert!(start.elapsed() < LOOK_BESIDE / 2);
-        }
-    });
 }
 
 /// As a client does that says goodbye and then closes its socket.
@@ -273,7 +200,7 @@ fn threads_that_are_gone_leave_nothing_behind() {
 struct Progress(AtomicU64);
 
 /// Lets the threads end, also where an assertion fails.
-struct Stop<'a>(&'a AtomicBool, &'a Gate);
+pub(super) struct Stop<'a>(pub(super) &'a AtomicBool, pub(super) &'a Gate);
 
 impl Drop for Stop<'_> {
     fn drop(&mut self) {
@@ -404,7 +331,7 @@ fn a_change_is_flushed_or_noted_on_real_cores() {
 }
 
 /// Spins, but leaves the core to who needs it.
-fn until(is_so: impl Fn() -> bool) {
+pub(super) fn until(is_so: impl Fn() -> bool) {
     while !(0..1_000).any(|_| {
         std::hint::spin_loop();
         is_so()
