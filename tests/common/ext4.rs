@@ -48,6 +48,9 @@ pub fn rule(
         let path = folder.join(format!("number-{place}"));
         let Ok(content) = fs::read(&path) else { continue };
         let number = number_in(&content).ok_or_else(|| format!("{} is torn", path.display()))?;
+        if number % 20 != place {
+            return Err(format!("{} has what belongs to file {number}", path.display()));
+        }
         files.insert(place, number);
     }
     for n in acknowledged.saturating_sub(19).max(1)..=acknowledged {

@@ -81,9 +81,16 @@ impl Guest {
         self.asked += 1;
         let mark = format!("done {} with ", self.asked);
         self.tell(&format!("{line}; echo \"{mark}$?\""));
-        eventually(line, PATIENCE, || self.console().contains(&mark));
-        let done = format!("{mark}0\r\n");
-        eventually("its status", PATIENCE, || self.console().contains(&done));
+        let mut status = String::new();
+        eventually(line, PATIENCE, || {
+            let console = self.console();
+            let rest = console.split_once(&mark).map(|(_, rest)| rest.split_once('\r'));
+            rest.flatten().is_some_and(|(found, _)| {
+                status = found.to_owned();
+                true
+            })
+        });
+        assert_eq!(status, "0", "{line}\n{}", self.console());
     }
 
     /// What it has said so far.
@@ -91,9 +98,12 @@ impl Guest {
         self.qemu.stdout()
     }
 
-    /// Mounts a disk and writes to it, from now on.
+    /// Mounts a disk and writes to it, from now on. The disk is almost full, so that
+    /// blocks are soon used again, and a copy that mixes moments has some that are wrong.
     pub fn writes_to(&mut self, disk: &str) {
         self.run(&format!("mkdir -p /mnt && mount -t ext4 {disk} /mnt && folder=/mnt"));
+        self.tell("dd if=/dev/zero of=/mnt/fill bs=64k 2>/dev/null");
+        self.run("truncate -s $(($(stat -c %s /mnt/fill) - 409600)) /mnt/fill && sync");
         self.tell(&format!("{{ {WRITER}; }} &"));
         self.goes_on();
     }
@@ -120,9 +130,8 @@ impl Guest {
     pub fn is_well(&mut self) {
         let console = self.console();
         // Which is all it says of a disk that is well.
-        let is_harmless = |line: &&str| {
-            line.contains("mounted filesystem") || line.contains("re-mounted")
-        };
+        let is_harmless =
+            |line: &&str| line.contains("mounted filesystem") || line.contains("re-mounted");
         let complaint = console
             .lines()
             .filter(|line| !is_harmless(line))
