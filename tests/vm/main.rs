@@ -107,9 +107,9 @@ fn a_snapshot_of_a_frozen_file_system_needs_no_recovery() {
     assert!(!is_at_rest("mounted").1, "a mounted one is never at rest");
     for round in 0..3 {
         let before = guest.acknowledged();
-        guest.run("fsfreeze -f /mnt");
+        guest.run("fsfreeze --freeze /mnt");
         let (snapshot, at_rest) = is_at_rest(&format!("frozen-{round}"));
-        guest.run("fsfreeze -u /mnt");
+        guest.run("fsfreeze --unfreeze /mnt");
         assert!(at_rest);
         ext4::is_sound(&snapshot).unwrap();
         ext4::rule(&snapshot, before, number_in).unwrap();
