@@ -172,9 +172,10 @@ fn survives_a_restart_in_a_pause(signal: i32) {
         guest.goes_on();
         server.controller().pause();
         let come = server.writes_come();
-        // The guest waits for something that is held.
-        let held = || server.writes_come() > come;
-        eventually("a write is held", PATIENCE, held);
+        eventually("the guest waits for a write that is held", PATIENCE, || {
+            guest.is_well();
+            server.writes_come() > come
+        });
         send_signal(server.pid(), signal);
         server = server.ended(PATIENCE).again().start();
     }
