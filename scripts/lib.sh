@@ -5,9 +5,10 @@
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 name=${0##*/}
 
-# A rustup installed a moment ago is not yet in the PATH of this shell, and
-# mke2fs is in a directory that only root's PATH has.
+# A rustup installed a moment ago is not yet in the PATH of this shell, mke2fs is in
+# a directory that only root's PATH has, and Ubuntu's rustc-1.85 in one of its own.
 PATH=$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin:/usr/sbin:/sbin
+PATH=$PATH$(printf '%s\n' /usr/lib/rust-*/bin | sort -rV | sed -n '/[*]/!s/^/:/p' | tr -d '\n')
 export PATH
 
 say() { printf '%s: %s\n' "$name" "$*"; }

@@ -38,6 +38,15 @@
 //! matters. A thread that isn't running has passed a full barrier when it was
 //! switched off, and passes one when it is switched on.
 //!
+//! *On a weakly ordered machine* (arm64, POWER, RISC-V) the argument is the same. It
+//! speaks of the point of the barrier in the *program*, not of when E1 and E2 reach
+//! memory: what precedes that point is visible before C2, and what follows it sees C1,
+//! on every architecture that has membarrier(2). A processor that swaps E1 and E2 does
+//! so on one side of the barrier, where each side alone decides the case. What x86-64
+//! gives for free is asked for by name: Release at L1 and at the opening, Acquire at E2
+//! and C2. So nothing that a request does inside moves before E2 or after L1, and what
+//! was done while the gate was closed has happened for whoever finds it open.
+//!
 //! *No drain is left waiting.* The same argument over L1 and L2: either C2 sees
 //! the count gone, or L2 sees DRAINING. Those who see it sum the counts behind a full
 //! fence. The one whose fence is the last sees that all others have left: those

@@ -9,6 +9,7 @@ pub mod alone;
 pub mod clients;
 pub mod control;
 pub mod debian;
+pub mod ext4;
 pub mod files;
 pub mod filter;
 pub mod log;

@@ -1,5 +1,6 @@
 //! Which nbdkit is tested: the installed one, or one that was unpacked into a
-//! folder and is named by `PAUSE_NBDKIT_ROOT`, as `scripts/test-versions` does.
+//! folder and is named by `PAUSE_NBDKIT_ROOT`, as `scripts/test-versions` does. One for
+//! another architecture is run by the program that `PAUSE_EMULATOR` names.
 //! What it is started with is decided elsewhere.
 
 use std::env;
@@ -48,9 +49,13 @@ pub fn words() -> Vec<String> {
     let program = programs.iter().find(|program| program.exists()).expect("nbdkit in its root");
     let [linker, libraries, program] =
         [&linker, libraries, program].map(|path| path.display().to_string());
-    [&linker, "--argv0", "nbdkit", "--library-path", &libraries, &program]
-        .map(str::to_owned)
-        .to_vec()
+    let words = [&linker, "--argv0", "nbdkit", "--library-path", &libraries, &program];
+    emulator().into_iter().chain(words.map(str::to_owned)).collect()
+}
+
+/// What runs the programs of another architecture.
+pub fn emulator() -> Option<String> {
+    env::var("PAUSE_EMULATOR").ok()
 }
 
 /// What nbdkit needs in its environment: the python plugin looks for Python's

@@ -217,14 +217,14 @@ pub fn next_descriptor(pid: u32) -> u64 {
 
 /// Sets how many descriptors a process may have, and returns what it was.
 pub fn limit_descriptors(pid: u32, count: u64) -> u64 {
-    let mut before = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let mut before = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
     let pid = pid as libc::pid_t;
     // SAFETY: prlimit(2) reads and writes a limit of this frame.
     unsafe {
-        assert_eq!(libc::prlimit(pid, libc::RLIMIT_NOFILE, std::ptr::null(), &raw mut before), 0);
-        let after = libc::rlimit { rlim_cur: count, ..before };
+        assert_eq!(libc::prlimit64(pid, libc::RLIMIT_NOFILE, std::ptr::null(), &raw mut before), 0);
+        let after = libc::rlimit64 { rlim_cur: count, ..before };
         let after = &raw const after;
-        assert_eq!(libc::prlimit(pid, libc::RLIMIT_NOFILE, after, std::ptr::null_mut()), 0);
+        assert_eq!(libc::prlimit64(pid, libc::RLIMIT_NOFILE, after, std::ptr::null_mut()), 0);
     }
     before.rlim_cur
 }

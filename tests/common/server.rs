@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::control::Controller;
 use super::process::{self, Finished, Process, run};
-use super::{A_WHILE, GENEROUS, PROMPT, eventually};
+use super::{A_WHILE, GENEROUS, PROMPT, eventually, nbdkit};
 
 pub use super::setup::{NOBODY, Setup, ThreadModel, is_root};
 
@@ -250,7 +250,8 @@ impl Server {
     /// The number of its threads. Panics if it has ended.
     pub fn threads(&self) -> usize {
         assert!(process::is_alive(self.pid), "nbdkit has ended:\n{}", self.messages());
-        process::threads(self.pid)
+        // qemu-user has a thread of its own.
+        process::threads(self.pid) - usize::from(nbdkit::emulator().is_some())
     }
 
     /// The number of its threads while no client is connected: its main one

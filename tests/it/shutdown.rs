@@ -158,28 +158,48 @@ fn sigterm_while_a_client_on_pipes_negotiates_ends_the_server_well() {
 
 // A server that starts again: a guest of qemu never hears of it.
 
-/// qemu-io, which writes the first block. It tries for so many seconds to come back.
-fn write_by_qemu(server: &Server, reconnect: u32) -> Process {
-    let options = format!(
+/// The server's disk, as qemu's programs name it. They try for so many seconds to come
+/// back.
+fn for_qemu(server: &Server, reconnect: u32) -> String {
+    format!(
         "driver=raw,file.driver=nbd,file.server.type=unix,file.server.path={},\
          file.reconnect-delay={reconnect}",
         server.socket().display()
-    );
-    let qemu = clients::start("qemu-io", &["--image-opts", "-c", "write -P 0xee 0 512", &options]);
+    )
+}
+
+/// Writes the first block: `$1` is the disk.
+const QEMU_IO: &str = "qemu-io --image-opts -c 'write -P 0xee 0 512' \"$1\"";
+const QEMU_IMG: &str = "head -c 512 /dev/zero | tr '\\0' '\\356' >block &&
+     qemu-img convert -n -f raw --target-image-opts block \"$1\"";
+
+/// A script in the server's folder, which is about to write, and is held.
+fn held_qemu(server: &Server, script: &str, reconnect: u32) -> Process {
+    server.controller().pause();
+    let mut command = Command::new("sh");
+    command.args(["-c", script, "sh", &for_qemu(server, reconnect)]).current_dir(server.dir());
+    let mut qemu = Process::start(command);
     server.wait_for_writes(1);
+    assert!(qemu.is_running());
     qemu
 }
 
+/// The server ends, in one of two ways, and another one can take its place.
+fn end(server: Server, signal: i32) -> Setup {
+    send_signal(server.pid(), signal);
+    server.ended(PROMPT).again()
+}
+
 /// It is held when the server is told to end, or dies.
-fn a_held_write_is_taken_to_the_next_server(end: impl FnOnce(Server) -> Setup) {
-    let server = Setup::with_disk(1).logged_above().start();
-    server.controller().pause();
-    let mut qemu = write_by_qemu(&server, 60);
-    assert!(qemu.is_running());
-    let server = end(server).start();
-    let finished = qemu.finish(GENEROUS).succeeded();
-    assert!(finished.stdout.contains("wrote 512/512 bytes at offset 0"), "{finished:#?}");
-    assert_eq!(server.stop().disk()[..512], [0xee; 512]);
+fn a_held_write_is_taken_to_the_next_server(signal: i32) {
+    together([QEMU_IO, QEMU_IMG], |script| {
+        let server = Setup::with_disk(1).logged_above().start();
+        let qemu = held_qemu(&server, script, 60);
+        let server = end(server, signal).start();
+        let finished = qemu.finish(GENEROUS).succeeded();
+        assert!(!finished.stdout.contains("failed"), "{finished:#?}");
+        assert_eq!(server.stop().disk()[..512], [0xee; 512]);
+    });
 }
 
 #[test]
@@ -188,32 +208,59 @@ fn a_write_that_is_held_when_the_server_is_told_to_end_is_taken_to_the_next_one(
         println!("SKIPPED: before 1.34 nbdkit can't cut a connection, and the write fails");
         return;
     }
-    a_held_write_is_taken_to_the_next_server(|server| {
-        server.terminate();
-        server.ended(PROMPT).well().again()
-    });
+    a_held_write_is_taken_to_the_next_server(libc::SIGTERM);
 }
 
 #[test]
 fn a_write_that_is_held_when_the_server_is_killed_is_taken_to_the_next_one() {
-    a_held_write_is_taken_to_the_next_server(|server| {
-        send_signal(server.pid(), libc::SIGKILL);
-        server.ended(PROMPT).again()
-    });
+    a_held_write_is_taken_to_the_next_server(libc::SIGKILL);
 }
 
 /// So it is where nobody waits for a server to come back.
 #[test]
-fn without_reconnecting_a_held_write_fails_when_the_server_is_told_to_end() {
-    let server = Setup::with_disk(1).logged_above().start();
-    server.controller().pause();
-    let mut qemu = write_by_qemu(&server, 0);
-    assert!(qemu.is_running());
-    server.terminate();
-    let ended = server.ended(PROMPT).well();
-    let finished = qemu.finish(GENEROUS);
-    assert!(finished.stdout.contains("write failed"), "{finished:#?}");
-    assert!(is_zero(&ended.path("disk.img"), 0, 512));
+fn without_reconnecting_a_held_write_fails_when_the_server_ends() {
+    let rows =
+        [QEMU_IO, QEMU_IMG].map(|script| [libc::SIGTERM, libc::SIGKILL].map(|s| (script, s)));
+    together(rows.concat(), |(script, signal)| {
+        let server = Setup::with_disk(1).logged_above().start();
+        let qemu = held_qemu(&server, script, 0);
+        let ended = end(server, signal);
+        let finished = qemu.finish(GENEROUS);
+        assert!(!finished.status.success(), "{finished:#?}");
+        assert!(is_zero(&ended.path("disk.img"), 0, 512));
+    });
+}
+
+/// Nothing of it is held: it has to notice that the server is another one. By SIGKILL,
+/// since nbdkit waits for idle clients to leave.
+#[test]
+fn an_idle_qemu_goes_on_with_the_next_server_and_without_reconnecting_gets_an_error() {
+    together([60, 0], |reconnect| {
+        let server = Setup::with_disk(1).logged_above().start();
+        let pipe = server.path("commands");
+        make_fifo(&pipe);
+        let mut command = Command::new("sh");
+        command.args(["-c", "exec qemu-io --image-opts \"$1\" <commands", "sh"]);
+        command.arg(for_qemu(&server, reconnect)).current_dir(server.dir());
+        let qemu = Process::start(command);
+        let mut commands = fs::OpenOptions::new().write(true).open(pipe).unwrap();
+        commands.write_all(b"write -P 0xdd 512 512\n").unwrap();
+        server.wait_for_writes(1);
+        server.controller().pause();
+        let server = end(server, libc::SIGKILL).start();
+        commands.write_all(b"write -P 0xee 0 512\n").unwrap();
+        drop(commands);
+        let finished = qemu.finish(GENEROUS);
+        let disk = server.stop().disk();
+        assert_eq!(disk[512..1024], [0xdd; 512]);
+        if reconnect > 0 {
+            assert!(finished.stdout.contains("wrote 512/512 bytes at offset 0"), "{finished:#?}");
+            assert_eq!(disk[..512], [0xee; 512]);
+        } else {
+            assert!(finished.stdout.contains("write failed"), "{finished:#?}");
+            assert_eq!(disk[..512], [0; 512]);
+        }
+    });
 }
 
 // A client that connects as the server ends.

@@ -229,41 +229,14 @@ while not os.path.exists("stop"):
     print(n, flush=True)
 "#;
 
-/// What has to be true of a file system that a power cut has left: e2fsck is
-/// content once the journal is replayed, and all acknowledged files are there.
+/// The number in a file of `FILES`; None if it is torn.
+fn number_in(content: &[u8]) -> Option<u64> {
+    let number = u64::from_le_bytes(content.get(..8)?.try_into().ok()?);
+    (content == number.to_le_bytes().repeat(512)).then_some(number)
+}
+
 fn file_system_rule(folder: &Path, acknowledged: u64) -> Result<(), String> {
-    let image = folder.join("0");
-    let on_image = |program: &str, arguments: &[&str]| {
-        let mut command = clients::system_program(program);
-        command.args(arguments).arg(&image);
-        run(command)
-    };
-    let replayed = on_image("e2fsck", &["-fy", "-E", "journal_only"]);
-    if replayed.status.code().is_none_or(|code| code > 1) {
-        return Err(format!("{replayed:#?}"));
-    }
-    let checked = on_image("e2fsck", &["-fn"]);
-    if !checked.status.success() {
-        return Err(format!("{checked:#?}"));
-    }
-    on_image("debugfs", &["-R", &format!("rdump / {}", folder.display())]).succeeded();
-    let mut files = HashMap::new();
-    for place in 0..20 {
-        let path = folder.join(format!("number-{place}"));
-        let Ok(content) = fs::read(&path) else { continue };
-        let number = content.get(..8).map(|n| u64::from_le_bytes(n.try_into().unwrap()));
-        match number {
-            Some(n) if content == n.to_le_bytes().repeat(512) => files.insert(place, n),
-            _ => return Err(format!("{} is torn", path.display())),
-        };
-    }
-    for n in acknowledged.saturating_sub(19).max(1)..=acknowledged {
-        let found = files.get(&(n % 20));
-        if found.is_none_or(|&found| found < n) {
-            return Err(format!("{acknowledged} was acknowledged, file {n} is {found:?}"));
-        }
-    }
-    Ok(())
+    ext4::rule(&folder.join("0"), acknowledged, number_in)
 }
 
 /// The end of the disk first, and the beginning with the journal's superblock
