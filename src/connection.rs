@@ -2,7 +2,6 @@
 //! lose its writes, and how it ends. `filter` knows what a request does below.
 
 use std::cell::Cell;
-use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -124,7 +123,7 @@ impl Connection {
         // Nobody would repeat this: it must not be dropped.
         let pass = match self.gate.enter(slot) {
             Some(pass) => Ok(pass),
-            None => self.gate.wait(slot, Worth::All, self.number(), || true),
+            None => self.gate.wait(slot, Worth::All, || true),
         };
         if let Ok(pass) = pass {
             thread_slot::keep(&self.gate, pass);
@@ -176,7 +175,7 @@ impl Connection {
         // Back with another request, the thread has answered the previous one.
         dead_replies::answered();
         let is_gone = Cell::new(false);
-        let pass = self.gate.wait(slot, worth, self.number(), || {
+        let pass = self.gate.wait(slot, worth, || {
             is_gone.set(self.is_gone());
             is_gone.get()
         });
@@ -205,11 +204,6 @@ impl Connection {
         // After `finalize` nbdkit has closed the socket that it would check, and its
         // number may belong to another client by now.
         self.is_finalized() || nbdkit::no_use_going_on()
-    }
-
-    /// What the gate knows it by.
-    fn number(&self) -> usize {
-        ptr::from_ref(self).addr()
     }
 
     fn is_finalized(&self) -> bool {

@@ -99,17 +99,17 @@ pub fn get_ready(thread_model: c_int) -> Result<(), Failed> {
         let path = instance.config.control().map_err(failed)?;
         let socket = ControlSocket::bind(path, instance.config.mode()).map_err(failed)?;
         instance.socket = Some(socket);
-        // If a later step fails, or a layer gives up, nbdkit exits without calling `unload`.
-        exit::at_exit(close_socket);
+        // If a later step fails, nbdkit exits without calling `unload`.
+        exit::at_failure(remove_socket);
         Ok(())
     })
 }
 
-extern "C" fn close_socket() {
+extern "C" fn remove_socket() {
     // Locked if the exit comes from a callback of ours, which has dealt with it.
     if let Some(Some(instance)) = INSTANCE.try_lock().as_deref_mut() {
-        if let Some(socket) = instance.socket.take() {
-            socket.close_unserved();
+        if instance.serving.is_none() {
+            instance.socket = None;
         }
     }
 }

@@ -15,7 +15,9 @@ impl Name {
     /// It would make a poor name for a file.
     pub fn parse(text: &str) -> Result<Self, NameError> {
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        match !text.is_empty() && text.len() <= LONGEST_NAME && text.chars().all(is_plain) {
+        // One that begins with a hyphen could not be typed as advised.
+        let is_word = !text.is_empty() && !text.starts_with('-');
+        match is_word && text.len() <= LONGEST_NAME && text.chars().all(is_plain) {
             true => Ok(Name(text.to_owned())),
             false => Err(NameError),
         }
@@ -44,7 +46,7 @@ pub struct NameError;
 
 impl fmt::Display for NameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "give 1 to {LONGEST_NAME} letters, digits, '.', '_' or '-'")
+        write!(f, "give 1 to {LONGEST_NAME} letters, digits, '.', '_' or '-', but no '-' first")
     }
 }
 
@@ -59,7 +61,7 @@ mod tests {
         for good in ["a", "nightly-2", "disk_1.img", "..", &"x".repeat(64)] {
             assert_eq!(Name::parse(good), Ok(Name(good.to_owned())));
         }
-        for bad in ["", "a/b", "a b", "é", "a\n", &"x".repeat(65)] {
+        for bad in ["", "-x", "a/b", "a b", "é", "a\n", &"x".repeat(65)] {
             assert_eq!(Name::parse(bad), Err(NameError), "{bad:?}");
         }
     }

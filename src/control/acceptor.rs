@@ -13,6 +13,9 @@ use crate::os::advice::Advised;
 use crate::os::{self, EventFd};
 use crate::socket::ControlSocket;
 
+/// This many are accepted in one turn at most.
+const BATCH: usize = 32;
+
 /// After accept(2) failed, the listener is left alone for this long. It stays
 /// readable meanwhile, and would keep the loop busy.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -82,15 +85,28 @@ impl Acceptor {
         }
     }
 
-    /// Accepts a controller that waits, if need be in exchange for an idle one. Call it
-    /// once in each turn of the loop, so that those connected get their turns before they
-    /// have to make room, and only while one waits: when descriptors are short, accept(2)
-    /// says so even if none does, and a controller would be closed for nothing.
+    /// Accepts waiting controllers, if need be in exchange for idle ones. Call it only
+    /// while one waits: when descriptors are short, accept(2) says so even if none
+    /// does, and a controller would be closed for nothing.
     pub fn admit(&mut self, controllers: &mut Controllers) {
-        match self.accept(controllers) {
-            Ok(stream) => controllers.admit(stream),
-            Err(e) if e.kind() == ErrorKind::WouldBlock => {}
-            Err(_) => self.not_before = Instant::now().checked_add(PATIENCE),
+        for _ in 0..BATCH {
+            match self.accept(controllers) {
+                Ok(stream) => controllers.admit(stream),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+                Err(_) => {
+                    self.not_before = Instant::now().checked_add(PATIENCE);
+                    return;
+                }
+            }
+            // Those connected get their turns before they have to make room.
+            let core = &controllers.core;
+            if core.is_full() && !core.to_close().is_some_and(|id| core.has_hung_up(id)) {
+                return;
+            }
+            // This one may have used the last descriptor.
+            if self.spare.is_none() || !os::is_readable(self.listener()) {
+                return;
+            }
         }
     }
 

@@ -290,13 +290,13 @@ impl Core {
         self.controllers.get_mut(place)
     }
 
-    /// `s`. It changes nothing, so that nobody can have waited for it.
+    /// `s`. It changes nothing. Once the server ends, no state that it has tells the truth.
     fn tell(&mut self, id: Id, now: Instant) {
         let Ok(place) = self.place(id) else { return };
         let Some(controller) = self.controllers.get_mut(place) else { return };
         debug!("{}: {:?}", controller.name, Command::Status);
         controller.was_heard = true;
-        if controller.dialogue.replies().len() >= MOST_UNSENT {
+        if controller.dialogue.replies().len() >= MOST_UNSENT || self.pause.is_over {
             return controller.dialogue.answer(Reply::No);
         }
         let you = controller.name.peer;

@@ -39,7 +39,7 @@ pub struct Pause {
     /// A flush has failed, or writes were lost, and no controller knows yet.
     loss: bool,
     /// The server ends: there are no pauses any more.
-    is_over: bool,
+    pub(super) is_over: bool,
     /// Connections that asked for a hold and have not given it back.
     holds: BTreeMap<Id, Asked>,
     history: History,

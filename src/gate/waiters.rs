@@ -15,8 +15,8 @@
 //!   W3  let_in -= 1
 //! ```
 //!
-//! `queue` says who wakes whom. From O1 to W3 it is counted in `let_in`, from W2 on in its slot, so that no
-//! drain in between can miss it: C2 reads `let_in` first, and where it finds W3
+//! `queue` says who wakes whom. From O1 to W3 a waiter is counted in `let_in`, from W2 on
+//! in its slot, so that no drain in between can miss it: C2 reads `let_in` first, and where it finds W3
 //! done (release, acquire), W2 is done, too.
 //!
 //! *Which requests may be dropped.* A request checks its client once it waits. If the
@@ -25,30 +25,21 @@
 //! ([`SETTLED`]), its request is carried out, however long that takes: it was sent
 //! before the client left. When the server ends, such a request can't wait for an
 //! operator, and has the gate opened.
-//!
-//! *One looks for all of its connection.* Of the requests of a connection, the one that
-//! has waited longest checks its client often. When that has gone, it has the others check
-//! for themselves: they need not find the same, since a layer above us may ask for
-//! something on behalf of another client. So they also check by themselves, if not as
-//! often.
 
 use std::time::{Duration, Instant};
 
-use super::queue::{NONE, Waiter};
-use super::sync::{Arc, Deadline, Ordering};
+use super::queue::Waiter;
+use super::sync::{Arc, Deadline, Ordering, fence};
 use super::{CLOSED, DRAINING, Gate, Pass, Slot};
 
-/// The first held request of a connection checks its client this often ...
+/// A held request checks its client this often ...
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-/// ... or less often where many are held ...
+/// ... or less often where many are held, so that they check this far apart together ...
 const LOOK_EACH: Duration = Duration::from_micros(3_500);
 
-/// ... but at least this often: the threads of a dead client are free within a second.
+/// ... but at least this often: the thread of a dead client is free within a second.
 const LOOK_AT_LAST: Duration = Duration::from_millis(900);
-
-/// The other requests of a connection check this often, if nobody tells them to.
-pub(super) const LOOK_BESIDE: Duration = Duration::from_secs(10);
 
 /// A client that is there when its request begins to wait may have disconnected
 /// already, and close its socket a moment later: what a layer above us then does for
@@ -69,7 +60,7 @@ pub enum Worth {
 enum Early<'a> {
     /// The client goes away while its request waits, or the server ends. A client
     /// that had gone before makes no difference.
-    ClientGoes { worth: Worth, connection: usize, is_gone: &'a dyn Fn() -> bool },
+    ClientGoes(Worth, &'a dyn Fn() -> bool),
     /// There is nothing left to do inside.
     Done(&'a dyn Fn() -> bool),
 }
@@ -84,18 +75,14 @@ impl Gate {
     /// the client had gone before.
     ///
     /// `is_gone` says whether the client has gone. The gate asks when the request
-    /// begins to wait, and before it goes in. Meanwhile it asks one request of each
-    /// `connection`, a number but 0, every 100 to 900 ms; and the others when that one says
-    /// yes, or after ten seconds.
+    /// begins to wait, every 100 to 900 ms, and before it goes in.
     pub fn wait<'a>(
         &'a self,
         slot: &'a Slot,
         worth: Worth,
-        connection: usize,
         is_gone: impl Fn() -> bool,
     ) -> Result<Pass<'a>, Dropped> {
-        let early = Early::ClientGoes { worth, connection, is_gone: &is_gone };
-        self.wait_for_opening(slot, &early)
+        self.wait_for_opening(slot, &Early::ClientGoes(worth, &is_gone))
     }
 
     /// The same for work that is needed only as long as `is_done` says no, which the
@@ -110,39 +97,31 @@ impl Gate {
 
     /// W1: `Err` has who waits, and the openings so far. `Ok` if the gate was opened a
     /// moment ago: the request is counted in, and that is what the slot counted before.
-    fn begin_to_wait(&self, slot: &Slot, connection: usize) -> Result<usize, (Arc<Waiter>, usize)> {
+    fn begin_to_wait(&self, slot: &Slot) -> Result<usize, (Arc<Waiter>, usize)> {
         let mut waiters = self.waiters.lock();
         if self.state.load(Ordering::Relaxed) & CLOSED == 0 {
             // No barrier: closing the gate takes the lock first.
             return Ok(slot.enter());
         }
-        let waiter = waiters.join(connection);
+        let waiter = waiters.join();
         Err((waiter, self.openings.load(Ordering::Relaxed)))
     }
 
     #[cold]
     fn wait_for_opening<'a>(&'a self, slot: &'a Slot, early: &Early) -> Result<Pass<'a>, Dropped> {
         let pass = |before| Pass { gate: self, slot, before };
-        let connection = match early {
-            Early::ClientGoes { connection, .. } => *connection,
-            Early::Done(_) => NONE,
-        };
-        let (waiter, since) = match self.begin_to_wait(slot, connection) {
+        let (waiter, since) = match self.begin_to_wait(slot) {
             Ok(before) => return Ok(pass(before)),
             Err(waits) => waits,
         };
         let has_gone = match early {
-            Early::ClientGoes { is_gone, .. } => {
+            Early::ClientGoes(_, is_gone) => {
                 is_gone() || self.leaves_at_once(&waiter, since, is_gone)
             }
             Early::Done(_) => false,
         };
-        if has_gone {
-            // Its checks tell the others nothing any more.
-            self.stir(waiter.look_no_more());
-            if matches!(early, Early::ClientGoes { worth: Worth::All, .. }) {
-                self.count_as_undroppable(since);
-            }
+        if has_gone && matches!(early, Early::ClientGoes(Worth::All, _)) {
+            self.count_as_undroppable(since);
         }
         loop {
             // Acquire, here and below: it pairs with `open` and `shut_down`.
@@ -155,8 +134,8 @@ impl Gate {
                 self.wake();
             }
             let is_over = match early {
-                Early::ClientGoes { worth: Worth::All, .. } if has_gone => false,
-                Early::ClientGoes { is_gone, .. } => {
+                Early::ClientGoes(Worth::All, _) if has_gone => false,
+                Early::ClientGoes(_, is_gone) => {
                     self.ending.load(Ordering::Acquire) || !has_gone && is_gone()
                 }
                 Early::Done(is_done) => is_done(),
@@ -171,7 +150,10 @@ impl Gate {
                 self.let_in.fetch_sub(1, Ordering::Release);
                 return Ok(pass(before));
             }
-            waiter.events.wait(seen, &Deadline::after(self.look_again(&waiter)));
+            if let Some(limit) = self.may_sleep(&waiter, since) {
+                waiter.events.wait(seen, &Deadline::after(limit));
+                waiter.is_asleep.store(false, Ordering::Relaxed);
+            }
         }
     }
 
@@ -181,14 +163,16 @@ impl Gate {
         // A futex may wake up for no reason, and this time is to be whole.
         let sleep = |limit| {
             let deadline = Deadline::after(limit);
-            loop {
+            let mut is_over = false;
+            while !is_over && !is_ending() {
                 let seen = waiter.events.load(Ordering::Acquire);
-                if is_ending() || self.openings.load(Ordering::Acquire) != since {
-                    return;
+                if self.may_sleep(waiter, since).is_none() {
+                    // Its turn, before it asks about its client.
+                    return self.wake();
                 }
-                if waiter.events.wait_briefly(seen, &deadline) {
-                    return;
-                }
+                // `shut_down` counts its event after it has set what `is_ending` reads.
+                is_over = is_ending() || waiter.events.wait_briefly(seen, &deadline);
+                waiter.is_asleep.store(false, Ordering::Relaxed);
             }
         };
         sleep(SETTLED);
@@ -220,11 +204,7 @@ impl Gate {
         let is_draining = {
             let mut waiters = self.waiters.lock();
             if self.openings.load(Ordering::Relaxed) == since {
-                let was_lookout = waiters.leave(waiter);
-                drop(waiters);
-                if was_lookout {
-                    self.stir(waiter.connection());
-                }
+                waiters.leave(waiter);
                 return;
             }
             self.let_in.fetch_sub(1, Ordering::Release);
@@ -233,7 +213,9 @@ impl Gate {
         // It was let in meanwhile, and may have been woken for that.
         self.wake();
         if is_draining {
-            // The drain may have counted it.
+            // The drain may have counted it. As in `leave_slowly`: of one that leaves and
+            // this one, the later sees that both have gone.
+            fence(Ordering::SeqCst);
             (self.wake_closing_side)();
         }
     }
@@ -245,31 +227,25 @@ impl Gate {
             let _waiters = self.waiters.lock();
             self.ending.store(true, Ordering::Release);
         }
-        self.stir_if(|_| true);
+        self.stir();
     }
 
-    /// Has those of a connection that are held look around.
-    fn stir(&self, connection: usize) {
-        if connection != NONE {
-            self.stir_if(|waiter| waiter.connection() == connection);
-        }
+    /// Has all who are held look around.
+    pub(super) fn stir(&self) {
+        let held = self.waiters.lock().held.clone();
+        held.iter().for_each(|waiter| waiter.events.signal());
     }
 
-    pub(super) fn stir_if(&self, is_meant: impl Fn(&Waiter) -> bool) {
+    /// How long to sleep before the next check of the client; nothing if the request was
+    /// let in meanwhile. Whoever takes the waiter out of the queue wakes it from here on.
+    fn may_sleep(&self, waiter: &Waiter, since: usize) -> Option<Duration> {
         let waiters = self.waiters.lock();
-        let found: Vec<_> = waiters.held.iter().filter(|it| is_meant(it)).cloned().collect();
-        drop(waiters);
-        found.iter().for_each(|waiter| waiter.events.signal());
-    }
-
-    /// How long to sleep before the next check of the client.
-    fn look_again(&self, waiter: &Arc<Waiter>) -> Duration {
-        let waiters = self.waiters.lock();
-        if !waiters.is_lookout(waiter) {
-            return LOOK_BESIDE;
+        if self.openings.load(Ordering::Relaxed) != since {
+            return None;
         }
+        waiter.is_asleep.store(true, Ordering::Relaxed);
         let held = u32::try_from(waiters.held.len()).unwrap_or(u32::MAX);
-        LOOK_EACH.saturating_mul(held).clamp(LOOK_AGAIN, LOOK_AT_LAST)
+        Some(LOOK_EACH.saturating_mul(held).clamp(LOOK_AGAIN, LOOK_AT_LAST))
     }
 
     /// Whether the server ends and a request waits that must not be dropped: only

@@ -32,11 +32,21 @@ pub fn poll(fds: &mut [PollFd<'_>], limit: Option<Duration>) -> io::Result<()> {
     }
 }
 
-/// Whether a short write to standard error would not block, now or before `patience` is
-/// over. An error counts, too: a write finds it, and does not block.
+/// Whether a read of it, or accept(2), would return at once.
+pub fn is_readable(fd: impl AsFd) -> bool {
+    is_ready(fd, PollFlags::IN, Duration::ZERO)
+}
+
+/// Whether a short write to standard error would not block, now or before
+/// `patience` is over.
 pub fn stderr_takes_more(patience: Duration) -> bool {
-    let stderr = io::stderr();
-    let mut fds = [PollFd::new(&stderr, PollFlags::OUT)];
+    is_ready(io::stderr(), PollFlags::OUT, patience)
+}
+
+/// Whether it is ready for what is wanted, now or before `patience` is over. An error
+/// counts, too: a read or write finds it, and does not block.
+fn is_ready(fd: impl AsFd, wanted: PollFlags, patience: Duration) -> bool {
+    let mut fds = [PollFd::new(&fd, wanted)];
     poll(&mut fds, Some(patience)).is_ok() && fds.iter().all(|fd| !fd.revents().is_empty())
 }
 

@@ -24,7 +24,6 @@ mod error;
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::mem;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -154,22 +153,6 @@ impl ControlSocket {
             has_other_user: now.user() != access.user(),
             has_other_group: now.group() != access.group(),
         })
-    }
-
-    /// Closes the socket in a process that exits before it has served. Its file stays
-    /// if another process has it open: the server, where this one has gone into the
-    /// background.
-    pub fn close_unserved(mut self) {
-        let directory = os::open_directory(self.path.parent().unwrap_or(&self.path));
-        let _ = directory.as_ref().is_ok_and(|directory| lock(directory, Moment::Start));
-        // What takes its place does not matter any more.
-        if let Ok(other) = self.bound.handle.try_clone() {
-            drop(mem::replace(&mut self.bound.listener, OwnedFd::from(other).into()));
-        }
-        match os::try_connect(&self.path) {
-            Err(e) if e.raw_os_error() == Some(libc::ECONNREFUSED) => drop(self),
-            _ => mem::forget(self),
-        }
     }
 }
 

@@ -162,17 +162,6 @@ fn no_socket_is_left_when_the_plugin_fails_to_get_ready_or_after_the_fork() {
     }
 }
 
-/// nbdkit-exitwhen-filter ends well, but calls nobody.
-#[test]
-fn no_socket_is_left_when_a_filter_ends_the_server_at_its_start() {
-    let setup = Setup::in_memory().above("exitwhen", &["exit-when-file-created=it-is-there"]);
-    fs::write(setup.path("it-is-there"), "").unwrap();
-    let Err(ended) = setup.launch().ready() else { panic!("nbdkit serves") };
-    let (setup, finished) = *ended;
-    assert!(finished.status.success(), "{finished:#?}");
-    assert!(!setup.path("control").exists(), "{finished:#?}");
-}
-
 #[test]
 fn the_umask_of_the_server_is_what_it_would_be_without_us() {
     let umask = |setup: Setup| {

@@ -250,6 +250,7 @@ fn when_the_server_ends_no_pause_is_vouched_for_any_more() {
         "hold A:p=P ends A:p=X A:+=X A:r=R flow A:p=X",
         "hold 1+ A:p= B:+= ends A=X B=X 1- A:p=X B:-=X",
         "A:p=P A:r=R ends A:r=R A:p=X flow",
+        "status A:ps=P{ ends B:s=X A:s=X",
     ]);
 }
 

@@ -264,7 +264,9 @@ impl<'a> Stage<'a> {
             self.core.sent(id, count);
             for (command, (reply, was_stable)) in unanswered.zip(replies) {
                 actor.received.push(reply);
-                let is_refused = (command.byte, reply) == (b's', b'X') && self.rules.status;
+                let is_refused = (command.byte, reply) == (b's', b'X')
+                    && self.rules.status
+                    && self.ended.is_none();
                 assert!(!is_refused || count >= MOST_UNSENT, "an s is refused for no reason");
                 (command.reply, command.until) = (Some(reply), now);
                 let vouches = matches!((command.byte, reply), (b'p', b'P') | (b'+', b'+'));

@@ -184,7 +184,7 @@ fn the_last_eight_pauses_are_told_with_how_they_ended() {
         stage.wait(SECOND);
         thread::scope(|scope| {
             let slot = ground.gate.take_slot();
-            scope.spawn(move || ground.gate.wait(&slot, Worth::All, 1, || true).is_ok());
+            scope.spawn(move || ground.gate.wait(&slot, Worth::All, || true).is_ok());
             // Once it waits, it must not be dropped.
             while stage.core.is_closed() {
                 stage.core.shut_down(stage.clock());
@@ -214,7 +214,7 @@ fn held_requests_are_counted_and_the_age_of_the_oldest_is_told() {
         let told = thread::scope(|scope| {
             for _ in 0..2 {
                 let slot = gate.take_slot();
-                scope.spawn(move || gate.wait(&slot, Worth::All, 1, || false).is_ok());
+                scope.spawn(move || gate.wait(&slot, Worth::All, || false).is_ok());
             }
             while gate.held() < 2 {
                 thread::yield_now();

@@ -12,9 +12,6 @@ use std::time::Duration;
 use super::sync::{Arc, AtomicUsize, Deadline, Futex, Ordering, thread};
 use super::{Barrier, Dropped, Gate, Slot, Worth};
 
-/// All requests of a scene are of one.
-const CONNECTION: usize = 1;
-
 struct Scene {
     gate: Arc<Gate>,
     /// What wakes the closing side here: counts how often.
@@ -53,7 +50,7 @@ impl Scene {
         let at_once = self.gate.enter_at_once(slot);
         let _pass = match at_once.or_else(|| self.gate.enter(slot)) {
             Some(pass) => pass,
-            None => self.gate.wait(slot, Worth::All, CONNECTION, is_gone)?,
+            None => self.gate.wait(slot, Worth::All, is_gone)?,
         };
         // Relaxed, so that only the gate orders what is checked.
         self.working.fetch_add(1, Ordering::Relaxed);

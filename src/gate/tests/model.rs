@@ -250,7 +250,7 @@ fn when_the_server_ends_one_that_is_worth_nothing_is_dropped_in_any_case() {
             let slot = client.gate.take_slot();
             assert!(client.gate.enter(&slot).is_none());
             // That the server ends looks as if its client had gone.
-            client.gate.wait(&slot, Worth::Nothing, 0, || true).is_err()
+            client.gate.wait(&slot, Worth::Nothing, || true).is_err()
         });
         scene.gate.shut_down();
         assert!(!scene.gate.must_open());

@@ -81,7 +81,7 @@ fn however_often_a_request_is_woken_its_client_has_time_to_leave() {
             scene.request(&scene.gate.take_slot(), look)
         });
         while second.get().is_none() {
-            scene.gate.stir_if(|_| true);
+            scene.gate.stir();
             std::thread::yield_now();
         }
         scene.open();
@@ -200,7 +200,7 @@ fn threads_that_are_gone_leave_nothing_behind() {
 struct Progress(AtomicU64);
 
 /// Lets the threads end, also where an assertion fails.
-pub(super) struct Stop<'a>(pub(super) &'a AtomicBool, pub(super) &'a Gate);
+struct Stop<'a>(&'a AtomicBool, &'a Gate);
 
 impl Drop for Stop<'_> {
     fn drop(&mut self) {
@@ -233,7 +233,7 @@ fn stress(barrier: Barrier) {
                     // A thread that comes and goes now and then.
                     let slot = scene.gate.take_slot();
                     for _ in 0..1_000 {
-                        let enter = || scene.gate.wait(&slot, Worth::All, 0, || false).unwrap();
+                        let enter = || scene.gate.wait(&slot, Worth::All, || false).unwrap();
                         let _pass = scene.gate.enter(&slot).unwrap_or_else(enter);
                         // Odd: below the gate, for long enough to be seen there.
                         mine.0.store(2 * requests + 1, Ordering::Relaxed);
@@ -331,7 +331,7 @@ fn a_change_is_flushed_or_noted_on_real_cores() {
 }
 
 /// Spins, but leaves the core to who needs it.
-pub(super) fn until(is_so: impl Fn() -> bool) {
+fn until(is_so: impl Fn() -> bool) {
     while !(0..1_000).any(|_| {
         std::hint::spin_loop();
         is_so()
