@@ -83,7 +83,7 @@ median (double *values, size_t n)
 }
 
 /* What this process has had so far of the processors. */
-struct usage { double cpu_us, switches; };
+struct usage { double cpu_us, sleeps, switches; };
 
 static struct usage
 usage (void)
@@ -94,6 +94,7 @@ usage (void)
   return (struct usage) {
     (ru.ru_utime.tv_sec + ru.ru_stime.tv_sec) * 1e6
       + ru.ru_utime.tv_usec + ru.ru_stime.tv_usec,
+    ru.ru_nvcsw,
     ru.ru_nvcsw + ru.ru_nivcsw,
   };
 }
@@ -428,7 +429,7 @@ measure_held (double seconds)
   for (int i = 0; i < NR_CONNECTIONS; ++i)
     join_connection (conns[i]);
   printf ("%.4f %.1f\n", (after.cpu_us - before.cpu_us) / seconds / 1e4,
-          (after.switches - before.switches) / seconds);
+          (after.sleeps - before.sleeps) / seconds);
 }
 
 /* ---- seats: a pause has to look at every thread that makes requests. */
