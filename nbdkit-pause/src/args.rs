@@ -1,5 +1,5 @@
 //! The command line: what the program accepts, and the text of `--help`. What
-//! the program does then is in `actions`.
+//! the program does then is in `run`, `hooks`, `actions` and `show`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

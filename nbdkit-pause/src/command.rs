@@ -1,7 +1,7 @@
 //! The command that `run` executes. Its process starts before the helper connects to
 //! any server, and executes the program when it gets the word. So whatever blocks
 //! loading the program, such as a paused disk, blocks that process alone; and if the
-//! helper is killed, that process holds no connection to a server. `actions` decides
+//! helper is killed, that process holds no connection to a server. `run` decides
 //! when to give the word.
 //!
 //! A signal for the helper's process group is for the command, too, and the helper

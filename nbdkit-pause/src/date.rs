@@ -1,7 +1,9 @@
-//! The date and time of day, as a line in a log has it.
+//! Dates and times of day, in a log and for a person.
 
 use std::mem::MaybeUninit;
 use std::time::SystemTime;
+
+use libc::{time_t, tm};
 
 /// The present time in UTC, as ISO 8601 has it: `2026-02-28T23:59:59Z`.
 pub fn now() -> String {
@@ -11,22 +13,32 @@ pub fn now() -> String {
 
 /// The time so many seconds after the beginning of 1970.
 fn of(seconds: u64) -> String {
-    let seconds = libc::time_t::try_from(seconds).unwrap_or_default();
-    let mut time = MaybeUninit::<libc::tm>::zeroed();
-    // SAFETY: gmtime_r(3) reads one and writes the other, both of this frame; all zeroes
-    // are a value of that type, if it fails.
+    let (day, clock) = parts(time_t::try_from(seconds).unwrap_or_default(), libc::gmtime_r);
+    format!("{day}T{clock}Z")
+}
+
+/// The day and the time of day, as the clock on the wall has them.
+pub fn local(moment: time_t) -> (String, String) {
+    parts(moment, libc::localtime_r)
+}
+
+/// Both of `moment`, as one of the two functions of the C library takes it apart.
+fn parts(
+    moment: time_t,
+    take_apart: unsafe extern "C" fn(*const time_t, *mut tm) -> *mut tm,
+) -> (String, String) {
+    let mut time = MaybeUninit::<tm>::zeroed();
+    // SAFETY: gmtime_r(3) and localtime_r(3) read the first and write the second, both of
+    // this frame; all zeroes are a value of that type, if they fail.
     let time = unsafe {
-        libc::gmtime_r(&raw const seconds, time.as_mut_ptr());
+        take_apart(&raw const moment, time.as_mut_ptr());
         time.assume_init()
     };
-    format!(
-        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z",
-        i64::from(time.tm_year).saturating_add(1900),
-        time.tm_mon.saturating_add(1),
-        time.tm_mday,
-        time.tm_hour,
-        time.tm_min,
-        time.tm_sec
+    let (year, month) =
+        (i64::from(time.tm_year).saturating_add(1900), time.tm_mon.saturating_add(1));
+    (
+        format!("{year:04}-{month:02}-{:02}", time.tm_mday),
+        format!("{:02}:{:02}:{:02}", time.tm_hour, time.tm_min, time.tm_sec),
     )
 }
 

@@ -33,7 +33,6 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process;
-use std::thread;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -108,7 +107,7 @@ fn pause(
     folder: &Folder,
     state: &mut State,
 ) -> Result<(), Error> {
-    let bell = folder.bind(state)?;
+    let listener = folder.bind(state)?;
     let Options { timeout, sockets } = options;
     let is_absolute = sockets.iter().all(|socket| socket.is_absolute());
     let mut session = prepare(report, sockets, ENDING, Target::new)?;
@@ -118,7 +117,7 @@ fn pause(
     });
     let begun = paused.and_then(|limit| {
         hand_over(&mut session, limit, |session, word| {
-            if keeper::settle(report, null, &bell).is_err() {
+            if keeper::settle(report, null, &listener).is_err() {
                 return;
             }
             if is_absolute {
@@ -129,7 +128,7 @@ fn pause(
                 session.resume(RESUME);
                 return folder.remove(state);
             }
-            let (caller, tear) = keeper::keep(session, &bell, limit);
+            let (caller, tear) = keeper::keep(session, &listener, limit);
             if let Some(tear) = &tear {
                 report.say(tear);
             }
@@ -241,14 +240,11 @@ fn wait_for_keeper(report: &Report, folder: &Folder, name: &Name) -> Result<Opti
             let _ = kill_process(pid, Signal::KILL);
             limit = Limit::new(PATIENCE);
         }
-        match &keeper {
-            Some(connection) => {
-                // It says nothing: that it is readable means that it is over.
-                if poll(&mut [PollFd::new(connection, PollFlags::IN)], Some(&RETRY)) == Ok(1) {
-                    keeper = None;
-                }
-            }
-            None => thread::sleep(Duration::from_millis(10)),
+        // It says nothing: that it is readable means that it is over.
+        let mut fds: Vec<_> =
+            keeper.iter().map(|connection| PollFd::new(connection, PollFlags::IN)).collect();
+        if poll(&mut fds, Some(&RETRY)) == Ok(1) {
+            keeper = None;
         }
     }
 }

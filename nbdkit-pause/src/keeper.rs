@@ -26,8 +26,8 @@ const BACKLOG: i32 = 16;
 
 /// Leaves everything that is not ours: the session with its terminal, the standard
 /// streams, and the report's own process. `null` is `/dev/null`. From here on `end` can
-/// connect to `bell`.
-pub fn settle(report: &Report, null: &File, bell: &OwnedFd) -> Result<(), Errno> {
+/// connect to `listener`.
+pub fn settle(report: &Report, null: &File, listener: &OwnedFd) -> Result<(), Errno> {
     setsid()?;
     dup2_stdin(null)?;
     dup2_stdout(null)?;
@@ -36,15 +36,15 @@ pub fn settle(report: &Report, null: &File, bell: &OwnedFd) -> Result<(), Errno>
     // Whoever signals this program by its name means one that runs in the foreground.
     let _ = set_name(c"pause-keeper");
     // Here, since `end` finds out by this call whose socket it is.
-    listen(bell, BACKLOG)
+    listen(listener, BACKLOG)
 }
 
-/// Keeps the pauses until somebody connects to `bell`, until the limit, a signal or the
+/// Keeps the pauses until somebody connects to `listener`, until the limit, a signal or the
 /// end of a pause, and resumes the servers. Returns the connection, and why a snapshot is
 /// no good, if so.
 pub fn keep(
     session: &mut Session,
-    bell: &OwnedFd,
+    listener: &OwnedFd,
     limit: Limit,
 ) -> (Option<OwnedFd>, Option<Tear>) {
     let report = session.report;
@@ -62,11 +62,11 @@ pub fn keep(
             report.say(format_args!("--max ({}) is over: resuming", Seconds(limit.time)));
             break Some(Tear::Limit(limit.time));
         }
-        if let Ok(connection) = accept_with(bell, SocketFlags::CLOEXEC) {
+        if let Ok(connection) = accept_with(listener, SocketFlags::CLOEXEC) {
             caller = Some(connection);
             break None;
         }
-        session.wait(limit.left(), Some(bell.as_fd()));
+        session.wait(limit.left(), Some(listener.as_fd()));
     };
     session.resume(RESUME);
     (caller, session.tear().or(early))

@@ -1,6 +1,6 @@
 //! All servers of a run together: asks all of them to pause and then waits for
 //! all, resumes all and then waits for all, and reports the result. Each single
-//! server is a `Target`; `actions` knows what to do while they are paused.
+//! server is a `Target`; `run` and `keeper` know what to do while they are paused.
 
 use std::collections::HashMap;
 use std::fs;

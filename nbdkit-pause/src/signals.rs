@@ -1,5 +1,5 @@
 //! Turns signals into something to poll: those that ask this program to end, and
-//! the one that reports the command's end. `actions` and `session` decide what to do
+//! the one that reports the command's end. `run`, `hooks` and `session` decide what to do
 //! about a signal.
 
 use std::fs;

@@ -23,13 +23,13 @@ pub enum Cause {
     Timeout,
     /// Not all could be made stable.
     Flush,
-    /// The server ends, and a request must get through before.
+    /// The server shuts down, and has held requests that must not be dropped.
     Shutdown,
 }
 
 /// A pause that has ended.
 pub struct Ended {
-    /// The last one that it has reached.
+    /// How far it had come.
     pub stage: Stage,
     pub at: Instant,
     /// How many requests were held then.
@@ -45,7 +45,7 @@ impl Ended {
     }
 }
 
-/// The last ones.
+/// The pauses that ended last.
 #[derive(Default)]
 pub struct History(VecDeque<Ended>);
 
@@ -75,7 +75,7 @@ impl Cause {
         }
     }
 
-    /// Who it was.
+    /// The process and user that have ended it, if a controller did.
     pub fn peer(self) -> Option<Peer> {
         match self {
             Cause::Resume(who) | Cause::Release(who) | Cause::HangUp(who) => who.peer,

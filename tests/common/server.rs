@@ -153,6 +153,16 @@ impl Server {
         Controller::connect(&self.control_path())
     }
 
+    /// `nc`, a controller in a process of its own, which has sent this, has its replies,
+    /// and stays connected.
+    pub fn nc(&self, sent: &[u8]) -> Process {
+        let mut command = Command::new("nc");
+        command.arg("-U").arg(self.control_path());
+        let nc = Process::start_with_input(command, sent);
+        eventually("a reply", GENEROUS, || nc.stdout().len() == sent.len());
+        nc
+    }
+
     /// What a new controller is told of the state.
     pub fn status(&self) -> Value {
         let mut controller = self.controller();

@@ -50,15 +50,6 @@ for line in sys.stdin.buffer: print(json.loads(line)['state'])";
     stage.end();
 }
 
-/// `nc` in a process of its own, which has sent this and stays connected.
-fn nc(server: &Server, sent: &[u8]) -> Process {
-    let mut command = Command::new("nc");
-    command.arg("-U").arg(server.control_path());
-    let nc = Process::start_with_input(command, sent);
-    eventually("a reply", GENEROUS, || nc.stdout().len() == sent.len());
-    nc
-}
-
 #[test]
 fn processes_and_users_are_told_of_a_pause_of_holds_and_of_who_asks() {
     let server = Setup::in_memory().holds().tells().start();
@@ -67,7 +58,7 @@ fn processes_and_users_are_told_of_a_pause_of_holds_and_of_who_asks() {
     let expect = |told: &Value, pid: u32| {
         assert_eq!((&told["pid"], &told["uid"]), (&json!(pid), &json!(uid)));
     };
-    let all = [nc(&server, b"p"), nc(&server, b"+"), nc(&server, b"+")];
+    let all = [server.nc(b"p"), server.nc(b"+"), server.nc(b"+")];
     let pids = [0, 1, 2].map(|number: usize| all[number].pid());
     let told = server.status();
     expect(&told["paused_by"], pids[0]);
@@ -80,7 +71,7 @@ fn processes_and_users_are_told_of_a_pause_of_holds_and_of_who_asks() {
     [pauses, holds].into_iter().for_each(Process::kill);
     eventually("one hold is left", PROMPT, || server.status()["holds"][0]["pid"] == pids[2]);
     expect(&server.status()["paused_by"], pids[0]);
-    let resumes = nc(&server, b"r");
+    let resumes = server.nc(b"r");
     let told = server.status();
     expect(&told["ended"][0], resumes.pid());
     assert_eq!((&told["paused_by"], &told["holds"]), (&Value::Null, &json!([])));

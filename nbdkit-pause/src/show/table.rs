@@ -2,12 +2,12 @@
 //! behind that.
 
 use std::fmt::Display;
-use std::mem::MaybeUninit;
 
 use super::Server;
 use super::ask::{Answer, Filter};
 use super::program::{self, Program};
 use super::state::{Asked, Ended, Person, Stage, State};
+use crate::date;
 
 const HEAD: [&str; 8] =
     ["SOCKET", "STATE", "SINCE", "FOR", "IN FLIGHT", "HELD", "OLDEST HELD", "TIME LEFT"];
@@ -146,20 +146,11 @@ fn lasting(seconds: f64) -> String {
 /// A moment of the server's clock, `ago` seconds before now, as the clock on the wall
 /// has it.
 fn local_time(moment: f64, ago: f64) -> String {
-    let mut time = MaybeUninit::<libc::tm>::zeroed();
     // What is no time at all becomes the nearest one.
-    let moment = moment as libc::time_t;
-    // SAFETY: localtime_r(3) reads the first and writes the second, both of this frame;
-    // all zeroes are a value of that type.
-    let time = unsafe {
-        libc::localtime_r(&raw const moment, time.as_mut_ptr());
-        time.assume_init()
-    };
-    let clock = format!("{:02}:{:02}:{:02}", time.tm_hour, time.tm_min, time.tm_sec);
-    let (year, month) = (time.tm_year.saturating_add(1900), time.tm_mon.saturating_add(1));
+    let (day, clock) = date::local(moment as libc::time_t);
     match ago {
         ..DAY => clock,
-        _ => format!("{year}-{month:02}-{:02} {clock}", time.tm_mday),
+        _ => format!("{day} {clock}"),
     }
 }
 

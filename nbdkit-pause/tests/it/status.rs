@@ -18,15 +18,6 @@ fn shows(server: &Server, sockets: &str, status: i32, lines: &[&[&str]]) -> Stri
     shown.stdout
 }
 
-/// `nc` that has sent this, and had its reply.
-fn nc(server: &Server, sent: &[u8]) -> Process {
-    let mut nc = Command::new("nc");
-    nc.arg("-U").arg(server.control_path());
-    let nc = Process::start_with_input(nc, sent);
-    eventually("a reply", GENEROUS, || nc.stdout().len() == sent.len());
-    nc
-}
-
 #[test]
 fn each_state_has_its_line_and_exit_status_0_says_that_all_flow() {
     let server = Setup::obedient().flushes().holds().tells().start();
@@ -64,7 +55,7 @@ fn what_is_left_of_pause_timeout_is_shown() {
 fn who_paused_is_named_by_its_program_as_long_as_that_runs() {
     let server = telling();
     let run = start_run(&[&server]);
-    let nc = nc(&server, b"p");
+    let nc = server.nc(b"p");
     let paused_by = format!("paused by p of pid {} ", nc.pid());
     let hold = format!("hold of pid {} (nbdkit-pause), uid ", run.pid());
     shows(&server, "control", 1, &[&[&paused_by, "(nc), uid ", " s ago"], &[&hold, ", for "]]);
