@@ -17,8 +17,7 @@ use super::stage::{Closed, Stage};
 use super::status::{Asked, Status};
 use crate::gate::Gate;
 
-/// This many holds at once. A connection with a hold is never closed to make
-/// room, so there have to be places that no hold can take.
+/// This many holds at once: a connection with a hold is never closed to make room.
 const MOST_HOLDS: usize = 32;
 
 /// What to do about a pause that ended before those who asked for it ended it.
@@ -189,10 +188,12 @@ impl Pause {
         self.gate.shut_down();
     }
 
-    /// Wakes the held requests, if the gate was opened since the last call. Many
-    /// threads want the processors then: send waiting controllers their replies first.
+    /// Wakes the held requests, if the gate was opened since the last call; before a
+    /// message that may wait. Many threads want the processors then: send waiting
+    /// controllers their replies first, which get a chance to run here.
     pub fn wake(&mut self) {
         if mem::take(&mut self.to_wake) {
+            std::thread::yield_now();
             self.gate.wake();
         }
     }
@@ -207,7 +208,6 @@ impl Pause {
     pub fn progress(&mut self, now: Instant) -> Progress {
         if self.deadline().is_some_and(|deadline| deadline <= now) {
             self.end(Cause::Timeout, now);
-            // Before a message that may have to wait.
             self.wake();
             let limit = self.timeout.unwrap_or_default();
             error!("pause-timeout: ended the pause after {limit:?}; {TORN}");
